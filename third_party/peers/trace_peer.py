@@ -78,10 +78,9 @@ class System:
             print(error, flush=True)
             return 0.0
 
-    def recorded(self, example: Mapping[str, Any]) -> tuple[Any, str]:
-        """The last answer of a run as a node of Trace's graph, and the words about the run. The calls have been made;
-        what a call reads is the answer of the last call that had these words, or new."""
-        _, calls, _, words = self.run(example)
+    def recorded(self, example: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> Any:
+        """The last answer of a run as a node of Trace's graph. The calls have been made; what a call reads is the answer
+        of the last call that had these words, or new."""
         known: dict[str, Any] = {}
         last = node(_words(example["inputs"]), name="inputs")
         for call in calls:
@@ -94,7 +93,7 @@ class System:
                 *([] if prompt is None else [prompt]), *read
             )
             known |= {_words({name: value}): last for name, value in call["outputs"].items()}
-        return last, words
+        return last
 
     def _part(self, name: str) -> Mapping[str, Any]:
         return next(part for part in self.task["components"] if part["name"] == name)
@@ -127,10 +126,12 @@ def validate(system: System) -> float:
 def step(system: System, optimizer: OptoPrime, batch: Sequence[Mapping[str, Any]]) -> None:
     """One step on the instructions. A prompt that does not fit the model leaves them as they are."""
     try:
-        answers, words = zip(*map(system.recorded, batch), strict=True)
+        with concurrent.futures.ThreadPoolExecutor(BATCH) as pool:
+            runs = list(pool.map(system.run, batch))
+        answers = [system.recorded(example, calls) for example, (_, calls, _, _) in zip(batch, runs, strict=True)]
         optimizer.zero_feedback()
-        feedbacks = "\n".join(f"ID [{number}]: {text}" for number, text in enumerate(words))
-        optimizer.backward(batch_of(*answers), feedbacks)
+        words = "\n".join(f"ID [{number}]: {words}" for number, (_, _, _, words) in enumerate(runs))
+        optimizer.backward(batch_of(*answers), words)
         optimizer.step()
     except Refused as error:
         print(f"no step: {str(error)[:300]}", flush=True)
