@@ -79,7 +79,7 @@ class System:
             return 0.0
 
     def recorded(self, example: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> Any:
-        """The last answer of a run as a node of Trace's graph. The calls have been made; what a call reads is the answer
+        """The last answer of a run as a node of the graph. The calls have been made; what a call reads is the answer
         of the last call that had these words, or new."""
         known: dict[str, Any] = {}
         last = node(_words(example["inputs"]), name="inputs")
