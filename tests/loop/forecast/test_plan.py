@@ -27,8 +27,10 @@ from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.loop.config import STAGES, EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, parse_config
 from optimas_jax.loop.forecast.plan import HIGH, plan_run
+from optimas_jax.loop.forecast.rates import Waits
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, rehearse
 from optimas_jax.loop.stages import run_stages
+from optimas_jax.parallel.speed import Rates
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.run import report_plan
 from optimas_jax.report.tables import tables
@@ -87,7 +89,7 @@ def spend(config: RunConfig, workdir: Path) -> dict[str, Any]:
 def test_calls_are_those_of_a_run_that_leaves_nothing_to_chance(tmp_path, iterations: int, components: str) -> None:
     config = config_of(iterations=iterations, components=components)
     data = load(config.data)
-    model = ImaginedModel(HIGH, lambda request: 10, lambda *request: 0.1, {})
+    model = ImaginedModel(HIGH, lambda request: 10, Waits({}, Rates(1.0, 1.0)), {})
     rehearsed = rehearse(config, build(data, config.system), data, STAGES, HIGH, model).used
     spent = {step: row["spent"]["calls"] for step, row in spend(config, tmp_path).items()}
     assert spent == {step: sum(usage.calls for usage in roles.values()) for step, roles in rehearsed.items()}
