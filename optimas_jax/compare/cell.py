@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.evaluate import Evaluation
+from optimas_jax.loop.folder.record import commit
 from optimas_jax.loop.journal import RESULTS
 from optimas_jax.loop.stages import find_models, open_run, run_stage
 from optimas_jax.report.commands import run_alone
@@ -72,22 +72,11 @@ def run_cell(
       ValueError: for a model that cannot be found.
       StopRun: with a message for the user; what was paid for is kept.
     """
-    workdir, meter = folder / RUN, Meter()
+    workdir = folder / RUN
     with open_run(config, workdir, progress or ConsoleProgress(), completer) as run:
         if completer is None and isinstance(optimizer, Ours):  # a peer needs no local reward
             find_models(run)
-        with (
-            keeping_time(folder / CLOCK, meter) as stop,
-            before_phase(
-                run.host.ledger, CONFIRM, stop
-            ),  # this phase and the alignment after it are no part of the search
-            meter.watching(run.device.rewards.trainer, "train"),
-            meter.watching(run.device.rewards.scorer, "scores"),
-        ):
-            if isinstance(optimizer, Ours):
-                state, curve, note = _search(run, workdir)
-            else:
-                state, curve, note = run_peer(optimizer, run)
+        state, curve, note = _timed_search(optimizer, run, folder)
         seconds = read_seconds(folder / CLOCK)
         run_stage(run, "evaluate")
         baseline, optimized = _evaluate(run, state, "test")
@@ -109,11 +98,24 @@ def run_cell(
         "unchanged": unchanged,
         "curve": curve,
         "label_use": results.get("label_use") or {},
-        "commit": _commit(),
+        "commit": commit(PACKAGE.parent) or "",
         "seconds": round(seconds.search, 1),
         "reward_seconds": round(seconds.rewards, 1),
         "note": note,
     }
+
+
+def _timed_search(optimizer: Optimizer, run: Run, folder: Path) -> tuple[SearchState, Sequence[Point], str]:
+    """Searches, and leaves the seconds in the folder's ``CLOCK``: without the confirmation and the alignment after it,
+    which are no part of the search."""
+    meter, rewards = Meter(), run.device.rewards
+    with (
+        keeping_time(folder / CLOCK, meter) as stop,
+        before_phase(run.host.ledger, CONFIRM, stop),
+        meter.watching(rewards.trainer, "train"),
+        meter.watching(rewards.scorer, "scores"),
+    ):
+        return _search(run, folder / RUN) if isinstance(optimizer, Ours) else run_peer(optimizer, run)
 
 
 def _search(run: Run, workdir: Path) -> tuple[SearchState, Sequence[Point], str]:
@@ -136,17 +138,6 @@ def _evaluate(run: Run, state: SearchState, split: str) -> tuple[Evaluation, Eva
         traces = run.host.run("evaluation runs", jobs)
     before, after = traces[: len(examples)], traces[len(examples) :]
     return Evaluation((tuple(before),)), Evaluation((tuple(after),))
-
-
-def _commit() -> str:
-    """The commit of the checkout that runs, ``+`` after it if files have changed since; "" outside of a checkout."""
-    git = ["git", "-C", str(PACKAGE.parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S603 - our own words
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False)  # noqa: S603 - the same
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip()[:12] + ("+" if changed.returncode else "")
 
 
 def main(folder: Path) -> int:

@@ -15,7 +15,7 @@ CELLS = "cells.jsonl"  # in the folder of a comparison
 
 
 def write_cells(path: Path, cells: Cells, about: Mapping[str, Any]) -> None:
-    """Writes cells, failed ones with their errors.
+    """Writes the cells, and the errors of those that failed.
 
     Args:
       about: benchmark, variant and budget.
@@ -25,7 +25,7 @@ def write_cells(path: Path, cells: Cells, about: Mapping[str, Any]) -> None:
 
 
 def read_cells(path: Path) -> tuple[Cells, dict[str, Any]]:
-    """Cells of a file, and what it says about all.
+    """Reads the cells of a file, and ``about`` of ``write_cells``.
 
     Raises:
       CompareError: there is no such file, or its cells come from several commits.

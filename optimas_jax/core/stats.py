@@ -155,7 +155,7 @@ def ratio_interval(ratios: ArrayLike) -> tuple[float, tuple[float, float] | None
     One ratio has no interval.
 
     Raises:
-      ValueError: no ratio, or one that is not above zero.
+      ValueError: no ratio, or a ratio of zero or less.
     """
     values = np.asarray(ratios, np.float64)
     if not values.size or not (values > 0).all():
