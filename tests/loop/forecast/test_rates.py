@@ -20,7 +20,7 @@ def waits():
 
 
 def test_a_prompt_is_computed_and_every_token_of_an_answer_reads_the_weights_once_for_all_in_flight():
-    per_token, pass_over_weights = 2 * 1e6 / (0.8 * 1e9), 4 * 1e6 / 1e8
+    per_token, pass_over_weights = 2 * 1e6 / (0.8 * 1e9), 4 * 1e6 / (0.45 * 1e8)
     assert waits().seconds(asked("x"), 100, 0, 1) == pytest.approx(100 * per_token)
     assert waits().seconds(asked("x"), 0, 10, 1) == pytest.approx(10 * (per_token + pass_over_weights))
     assert waits().seconds(asked("x"), 0, 10, 4) == pytest.approx(10 * (per_token + pass_over_weights / 4))
