@@ -9,23 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from optimas_jax.compare.plot import mean_curve, shown
-from optimas_jax.compare.tables import COLUMNS, REACH, REACH_TITLE, reach_rows, table_rows, title
+from optimas_jax.compare.tables import COLUMNS, COSTS, REACH, REACH_TITLE, SCORES, reach_rows, table_rows, title
 from optimas_jax.report.page.grids import Cell, Grid, write_grids
 from optimas_jax.report.page.svg import element, interval_bar, picture, scale_over, span_of, steps, x_axis, y_axis
 from optimas_jax.report.show.page import link_to
 
 PAGE = "compare.html"
-_SCORES = (
-    "optimiser",
-    "test score",
-    "95 % interval",
-    "seeds",
-    "difference to ours",
-    "detectable",
-    "verdict",
-    "gain on confirm",
-)
-_COSTS = ("optimiser", *(column for column in COLUMNS if column not in _SCORES))
+_COSTS = ("optimiser", *COSTS)
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 380, 50, 560, 24, 330  # of the picture, in pixels
 _MOST = 6  # lines in the picture: as many as can be told apart
 _DASHES = (None, "8 4", "2 4", "12 3 2 3", "1 6", "5 2")
@@ -43,7 +33,7 @@ def write_comparison_page(workdir: Path, summary: Mapping[str, Any]) -> Path:
     rows: list[dict[str, str]] = [dict(zip(COLUMNS, texts, strict=True)) for texts in table_rows(summary)]
     about = "LM tokens and the best validation score so far, means over seeds; the thin line is the budget."
     grids = [
-        Grid("scores", "Test scores", _scores_caption(summary), _SCORES, _SCORES[1:3],
+        Grid("scores", "Test scores", _scores_caption(summary), SCORES, SCORES[1:3],
              [_score_cells(workdir, summary, row) for row in rows], curves(summary), about),
         Grid("costs", "Costs", "Means over seeds", _COSTS, _COSTS[1:],
              [[Cell(row[name]) for name in _COSTS] for row in rows if any(row[name] for name in _COSTS[1:])]),
@@ -68,7 +58,7 @@ def _scores_caption(summary: Mapping[str, Any]) -> str:
 def _score_cells(workdir: Path, summary: Mapping[str, Any], row: Mapping[str, str]) -> list[Cell]:
     name = row["optimiser"]
     figures = summary["rows"].get(name, {})
-    cells: dict[str, Cell] = {column: Cell(row[column]) for column in _SCORES}
+    cells: dict[str, Cell] = {column: Cell(row[column]) for column in SCORES}
     if difference := figures.get("difference"):
         intervals = [other["difference"]["ci95"] for other in summary["rows"].values() if other.get("difference")]
         span = span_of(bound for bounds in intervals for bound in bounds)

@@ -12,7 +12,7 @@ from optimas_jax.report.page.text import interval
 
 # ``detectable``: the smallest true difference that as many seeds would show. ``verdict``: on the difference. ``runs
 # worse``: those whose interval of the gain is below zero.
-COLUMNS = (
+SCORES = (
     "optimiser",
     "test score",
     "95 % interval",
@@ -21,6 +21,8 @@ COLUMNS = (
     "detectable",
     "verdict",
     "gain on confirm",
+)
+COSTS = (
     "runs below start",
     "runs worse",
     "runs unchanged",
@@ -32,6 +34,7 @@ COLUMNS = (
     "seconds",
     "of these local rewards",
 )
+COLUMNS = (*SCORES, *COSTS)
 # On the screen the table is two, so that the first one fits 120 columns.
 _SCORES = ("optimiser", "test score", "95 % interval", "difference to ours", "detectable", "gain on confirm")
 _COSTS = ("optimiser", *(column for column in COLUMNS if column not in _SCORES))

@@ -26,8 +26,7 @@ from dspy.utils.exceptions import AdapterParseError
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 THREADS = 32
-FIXED = ("labeled", "knn")  # which cost what they cost: others search until the budget ends them
-OPTIMIZERS = (*FIXED, "bootstrap", "miprov2", "copro", "simba", "gepa")
+OPTIMIZERS = ("labeled", "knn", "bootstrap", "miprov2", "copro", "simba", "gepa")
 DEMOS, NEIGHBOURS = 16, 3  # as DSPy's documents have them
 SIMBA_SIZES = ((32, 6), (16, 6), (16, 3), (8, 3))  # inputs of a step and candidates: its defaults, and smaller ones
 
@@ -309,11 +308,11 @@ def main(name: str, address: str) -> None:
     evaluate(program)  # a first candidate
     if name == "knn":
         choose_by_neighbours(program, task, task["seed"])
+        return
     if name == "labeled":
         evaluate(compile_with(name, program, task, lm, task["seed"]))
-    for number in (
-        itertools.count() if name not in FIXED else ()
-    ):  # until the budget ends the process; the server knows the best of all rounds
+        return
+    for number in itertools.count():  # until the budget ends the process; the server knows the best of all rounds
         compiled = compile_with(name, program, task, lm, task["seed"] + number)
         # COPRO and SIMBA go on from what they have found; the others begin anew.
         program = compiled if name in ("copro", "simba") else program

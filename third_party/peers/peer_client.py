@@ -82,6 +82,34 @@ class Client:
         return self.request("/run", {"values": values, "example": example, **sampling})
 
 
+def run_once(
+    client: Client, task: Mapping[str, Any], values: Mapping[str, Any], example: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A run of a program or of a graph, as ``Client.run`` tells it. A component whose prompt does not fit the model has
+    failed, and the run is scored as it is."""
+    if task["program"]:
+        return client.run(values, example["id"])
+    fields, calls = dict(example["inputs"]), []
+    for part in task["components"]:
+        given = {name: fields[name] for name in part["inputs"]}
+        try:
+            answer = client.component(part["name"], given, values.get(part["name"]), example["id"])
+        except Refused as error:
+            print(error, flush=True)
+            answer = None
+        calls.append({"name": part["name"], "inputs": given, "outputs": answer or {}})
+        if answer is None:
+            break
+        fields |= answer
+    outputs = {name: fields[name] for name in task["output_fields"] if name in fields}
+    return {"outputs": outputs, "score": client.score(values, example["id"], outputs), "feedback": "", "calls": calls}
+
+
+def as_text(fields: Mapping[str, Any] | None) -> str:
+    """Fields as text, as optimisers that read text see an answer."""
+    return "\n".join(str(plain(value)) for value in (fields or {"": "(no answer)"}).values())
+
+
 def tuned(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The components that have a prompt, in the order of the system."""
     return [component for component in task["components"] if "instruction" in component]

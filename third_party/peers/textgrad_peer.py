@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from peer_client import Client, Refused, as_value, feedback, plain, tuned
+from peer_client import Client, Refused, as_text, as_value, feedback, run_once, tuned
 
 os.environ.setdefault("TEXTGRAD_LOG_DIR", tempfile.mkdtemp())  # it writes every prompt there
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
@@ -61,7 +61,7 @@ class ComponentEngine(EngineLM):
         system, component, fields, example = self.call
         value = as_value(component, system_prompt or "")
         self.outputs = system.client.component(component["name"], fields, value, example)
-        return _words(self.outputs)
+        return as_text(self.outputs)
 
     def __call__(self, prompt: str, system_prompt: str | None = None, **settings: Any) -> str:
         return self.generate(prompt, system_prompt, **settings)
@@ -76,14 +76,10 @@ class RecordedEngine(EngineLM):
         self.outputs = outputs
 
     def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
-        return _words(self.outputs)
+        return as_text(self.outputs)
 
     def __call__(self, prompt: str, system_prompt: str | None = None, **settings: Any) -> str:
         return self.generate(prompt, system_prompt, **settings)
-
-
-def _words(outputs: Mapping[str, Any] | None) -> str:
-    return "\n".join(str(plain(value)) for value in (outputs or {"": "(no answer)"}).values())
 
 
 class System:
@@ -105,20 +101,7 @@ class System:
 
     def score(self, example: Mapping[str, Any]) -> float:
         """Of one run, without a graph."""
-        if self.task["program"]:
-            return self.client.run(self.values(), example["id"])["score"]
-        fields, values = dict(example["inputs"]), self.values()
-        for component in self.task["components"]:
-            given = {name: fields[name] for name in component["inputs"]}
-            try:
-                answer = self.client.component(component["name"], given, values.get(component["name"]), example["id"])
-            except Refused as error:
-                print(error, flush=True)
-                answer = None
-            if answer is None:
-                break
-            fields |= answer
-        return self.client.score(values, example["id"], self._outputs(fields))
+        return run_once(self.client, self.task, self.values(), example)["score"]
 
     def loss(self, example: Mapping[str, Any]) -> tuple[Any, float]:
         """The words about a run as a variable whose graph leads back to the instructions, and the score."""
@@ -126,7 +109,7 @@ class System:
             return self._loss_of_program(example)
         fields = dict(example["inputs"])
         nodes = {
-            name: tg.Variable(_words({name: value}), requires_grad=False, role_description=f"{name} of the task")
+            name: tg.Variable(as_text({name: value}), requires_grad=False, role_description=f"{name} of the task")
             for name, value in fields.items()
         }
         last = next(iter(nodes.values()))
@@ -142,7 +125,7 @@ class System:
                 answer = engine.outputs
             else:
                 answer = self.client.component(component["name"], given, None, example["id"])
-                words = _words(answer)
+                words = as_text(answer)
                 last = StringBasedFunction(lambda words=words, **_: words, component["description"])(read, role)
             if answer is None:
                 break
@@ -156,13 +139,13 @@ class System:
         """The same for a program, from the calls that it made: what a call reads is the answer of the last call that
         had these words, or new."""
         run, known = self.client.run(self.values(), example["id"]), dict[str, Any]()
-        last = tg.Variable(_words(example["inputs"]), requires_grad=False, role_description="inputs of the task")
+        last = tg.Variable(as_text(example["inputs"]), requires_grad=False, role_description="inputs of the task")
         components = {component["name"]: component for component in self.task["components"]}
         for call in run["calls"]:
             component, answer = components[call["name"]], call["outputs"] or None
             read = {}
             for name, value in call["inputs"].items():
-                words = _words({name: value})
+                words = as_text({name: value})
                 new = tg.Variable(words, requires_grad=False, role_description=f"{name} of the task")
                 read[name] = known.setdefault(words, new)
             role = f"{', '.join(answer or {})}, made by {component['name']}: {component['description']}"
@@ -171,9 +154,9 @@ class System:
                 variable = self.variables[component["name"]]
                 last = FormattedLLMCall(RecordedEngine(answer), shown, dict.fromkeys(read, ""), variable)(read, role)
             else:
-                words = _words(answer)
+                words = as_text(answer)
                 last = StringBasedFunction(lambda words=words, **_: words, component["description"])(read, role)
-            known |= {_words({name: value}): last for name, value in (answer or {}).items()}
+            known |= {as_text({name: value}): last for name, value in (answer or {}).items()}
         words = run["feedback"] or feedback(run["outputs"], example["gold"], run["score"])
         return _judged(last, words), run["score"]
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from peer_client import Client, Refused, as_value, feedback, plain, tuned
+from peer_client import Client, Refused, as_text, as_value, feedback, run_once, tuned
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
 
@@ -51,48 +51,27 @@ class System:
     def values(self) -> dict[str, Any]:
         return {part["name"]: as_value(part, self.parameters[part["name"]].data) for part in tuned(self.task)}
 
-    def run(self, example: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], float, str]:
-        """Outputs of one run, its calls in order, its score, and the words about it."""
-        values = self.values()
-        if self.task["program"]:
-            run = self.client.run(values, example["id"])
-            outputs, calls, score, words = run["outputs"], run["calls"], run["score"], run["feedback"]
-        else:
-            outputs, calls, words = {}, [], ""
-            fields = dict(example["inputs"])
-            for part in self.task["components"]:
-                given = {name: fields[name] for name in part["inputs"]}
-                answer = self.client.component(part["name"], given, values.get(part["name"]), example["id"])
-                calls.append({"name": part["name"], "inputs": given, "outputs": answer or {}})
-                if answer is None:
-                    break
-                fields |= answer
-            outputs = {name: fields[name] for name in self.task["output_fields"] if name in fields}
-            score = self.client.score(values, example["id"], outputs)
-        return outputs, calls, score, words or feedback(outputs, example["gold"], score)
+    def run(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        return run_once(self.client, self.task, self.values(), example)
 
     def score(self, example: Mapping[str, Any]) -> float:
-        try:
-            return self.run(example)[2]
-        except Refused as error:  # a prompt that does not fit the model: this candidate's failure
-            print(error, flush=True)
-            return 0.0
+        return self.run(example)["score"]
 
     def recorded(self, example: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> Any:
         """The last answer of a run as a node of the graph. The calls have been made; what a call reads is the answer
         of the last call that had these words, or new."""
         known: dict[str, Any] = {}
-        last = node(_words(example["inputs"]), name="inputs")
+        last = node(as_text(example["inputs"]), name="inputs")
         for call in calls:
             read = [
-                known.setdefault(_words({name: value}), node(_words({name: value}), name=name))
+                known.setdefault(as_text({name: value}), node(as_text({name: value}), name=name))
                 for name, value in call["inputs"].items()
             ]
             prompt = self.parameters.get(call["name"])
-            last = _operator(self._part(call["name"]), _words(call["outputs"] or {"": "(no answer)"}))(
+            last = _operator(self._part(call["name"]), as_text(call["outputs"]))(
                 *([] if prompt is None else [prompt]), *read
             )
-            known |= {_words({name: value}): last for name, value in call["outputs"].items()}
+            known |= {as_text({name: value}): last for name, value in call["outputs"].items()}
         return last
 
     def _part(self, name: str) -> Mapping[str, Any]:
@@ -114,10 +93,6 @@ def batch_of(*answers: Any) -> str:
     return "\n".join(f"ID [{number}]: {answer}" for number, answer in enumerate(answers))
 
 
-def _words(fields: Mapping[str, Any]) -> str:
-    return "\n".join(str(plain(value)) for value in fields.values())
-
-
 def validate(system: System) -> float:
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         return statistics.fmean(pool.map(system.score, system.task["splits"]["val"]))
@@ -128,10 +103,15 @@ def step(system: System, optimizer: OptoPrime, batch: Sequence[Mapping[str, Any]
     try:
         with concurrent.futures.ThreadPoolExecutor(BATCH) as pool:
             runs = list(pool.map(system.run, batch))
-        answers = [system.recorded(example, calls) for example, (_, calls, _, _) in zip(batch, runs, strict=True)]
+        answers = [system.recorded(example, run["calls"]) for example, run in zip(batch, runs, strict=True)]
+        judged = [
+            run["feedback"] or feedback(run["outputs"], example["gold"], run["score"])
+            for example, run in zip(batch, runs, strict=True)
+        ]
         optimizer.zero_feedback()
-        words = "\n".join(f"ID [{number}]: {words}" for number, (_, _, _, words) in enumerate(runs))
-        optimizer.backward(batch_of(*answers), words)
+        optimizer.backward(
+            batch_of(*answers), "\n".join(f"ID [{number}]: {text}" for number, text in enumerate(judged))
+        )
         optimizer.step()
     except Refused as error:
         print(f"no step: {str(error)[:300]}", flush=True)
