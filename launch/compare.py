@@ -17,8 +17,10 @@ cells/.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -61,9 +63,7 @@ def compare() -> int:
     progress = ConsoleProgress()
     if _CELLS.value:
         cells, about = read_cells(Path(_CELLS.value))
-        for table in tables(summarize(cells, about, about["budget"])):
-            progress.table(table)
-        return 0
+        return _show(summarize(cells, about, about["budget"]), progress)
     config = parse_config(_CONFIG.value.to_dict())
     optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
     check_matplotlib()
@@ -76,9 +76,14 @@ def compare() -> int:
     (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
     page = write_comparison_page(workdir, summary)
     save(draw(summary), workdir / "compare.png")
+    code = _show(summary, progress)
+    progress.line(f"{workdir / 'compare.md'}, {page}")
+    return code
+
+
+def _show(summary: Mapping[str, Any], progress: ConsoleProgress) -> int:
     for table in tables(summary):
         progress.table(table)
-    progress.line(f"{workdir / 'compare.md'}, {page}")
     return 0 if any(row["seeds"] for row in summary["rows"].values()) else 1
 
 

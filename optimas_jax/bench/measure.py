@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from optimas_jax.bench.peer import OURS, Peer, Side
 from optimas_jax.bench.report import Row, median_interval, spread
 from optimas_jax.bench.roofline import needed_seconds, policy_seconds
@@ -64,7 +66,7 @@ def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: C
     peers = [peer for peer in peers if case.task in peer.scripts]
     commands = {peer.name: peer.command(case.task) for peer in peers}
     work = make_work(case, spec, for_peers=any(not peer.tree for peer in peers))
-    rates = measure_rates()
+    rates = measure_rates(np.dtype(np.float32))
     speed = f"{rates.flops / 1e9:.0f} GFLOP/s in float32 products, {rates.bandwidth / 1e9:.1f} GB/s"
     line(f"{case.suite}: {case.name} ({speed})")
     with contextlib.ExitStack() as stack:

