@@ -9,12 +9,12 @@
 #
 # MODEL is a model spec, such as a GGUF file; DATA has NAME/dev.jsonl for each benchmark. Results go to runs/comparison,
 # or to $OUT. Variables: PEER, the best peer (dspy-bootstrap); DATA_SEED, 1,000 + the first six hex digits of the commit
-# that froze the defaults (7285264 by default). First pip install -e '.[compare,tpe]' and third_party/peers/install_prompt_optimizers.sh.
+# that froze the defaults. First pip install -e '.[compare,tpe]' and third_party/peers/install_prompt_optimizers.sh.
 set -euo pipefail
 
 part="${1:?embedded, larger, or a benchmark}"
 peer="${PEER:-dspy-bootstrap}"
-seed="${DATA_SEED:-7285264}" # 1,000 + 0x6f2628
+seed="${DATA_SEED:?1,000 + the first six hex digits of the commit that froze the defaults, as a number}"
 here=$(realpath "$(dirname "$0")/..")
 out=$(realpath -m "${OUT:-runs/comparison}")/$part
 peers=dspy-labeled,dspy-knn,dspy-bootstrap,dspy-miprov2,dspy-copro,dspy-simba,dspy-gepa,textgrad,trace
