@@ -10,9 +10,9 @@ same candidates and in the same order of components) and ``bare`` (the same with
 environment with third_party/peers/install_prompt_optimizers.sh.
 
 The budget covers the search, and the state of the search at the budget is tested. The confirmation and the final test
-are not part of the budget, for all optimisers alike. Results: compare.html, compare.json, compare.md and compare.png in
-the workdir; all cells in cells.jsonl, from which ``--cells=FILE`` makes the tables again; a folder for every run in
-cells/.
+are not part of the budget, for all optimisers alike. Results are written after every run: compare.html, compare.json,
+compare.md and compare.png in the workdir; all cells in cells.jsonl, from which ``--cells=FILE`` makes the tables again;
+a folder for every run in cells/.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.compare.optimizers import CompareError, find_optimizers
-from optimas_jax.compare.page import write_comparison_page
-from optimas_jax.compare.plan import run_cells
+from optimas_jax.compare.page import PAGE, write_comparison_page
+from optimas_jax.compare.plan import Cells, run_cells
 from optimas_jax.compare.plot import draw
 from optimas_jax.compare.record import CELLS, read_cells, write_cells
 from optimas_jax.compare.summary import summarize
@@ -68,17 +68,23 @@ def compare() -> int:
     optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
     check_matplotlib()
     workdir = Path(_WORKDIR.value or f"runs/compare-{title(config.benchmark)}-{config.variant}")
-    cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value)
     about = {"benchmark": title(config.benchmark), "variant": config.variant, "budget": _BUDGET.value}
+    write = partial(_write, workdir, about)
+    cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value, write=write)
+    write(cells)
+    code = _show(summarize(cells, about, _BUDGET.value), progress)
+    progress.line(f"{workdir / 'compare.md'}, {workdir / PAGE}")
+    return code
+
+
+def _write(workdir: Path, about: Mapping[str, Any], cells: Cells) -> None:
+    """Writes the results of the cells so far: a comparison takes hours, and may be stopped."""
     write_cells(workdir / CELLS, cells, about)
-    summary = summarize(cells, about, _BUDGET.value)
+    summary = summarize(cells, about, about["budget"])
     write_json(workdir / "compare.json", summary)
     (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
-    page = write_comparison_page(workdir, summary)
+    write_comparison_page(workdir, summary)
     save(draw(summary), workdir / "compare.png")
-    code = _show(summary, progress)
-    progress.line(f"{workdir / 'compare.md'}, {page}")
-    return code
 
 
 def _show(summary: Mapping[str, Any], progress: ConsoleProgress) -> int:

@@ -32,13 +32,16 @@ def run_cells(
     line: Callable[[str], None],
     runner: Runner | None = None,
     jobs: int = 1,
+    write: Callable[[Cells], None] = lambda cells: None,
 ) -> Cells:
     """Runs every optimiser with every seed. All optimisers of a seed run before the next seed, so that a comparison
     that is stopped early is still fair, at fewer seeds.
 
     Args:
+      line: called with each line of progress.
       runner: runs the cell of a folder, and returns an exit code and its error message; by default ``run_process``.
       jobs: cells that run at the same time.
+      write: called after each cell that ran, with all cells so far.
 
     Raises:
       KeyboardInterrupt: if a cell was interrupted.
@@ -53,15 +56,24 @@ def run_cells(
             leader = optimizers[name].order_of
             if leader:
                 await ended[leader, seed].wait()
+            finished = (folder_of(name, seed) / CELL).is_file()
             cells[name][seed] = await run_one(f"{number}/{len(todo)} {name}, seed {seed}", name, seed)
             ended[name, seed].set()
+            if not finished:
+                write(so_far())
+
+    def folder_of(name: str, seed: int) -> Path:
+        return workdir / "cells" / f"{name}-{seed}"
+
+    def so_far() -> Cells:
+        rows = {name: {seed: cells[name][seed] for seed in seeds if seed in cells[name]} for name in optimizers}
+        return {name: by_seed for name, by_seed in rows.items() if by_seed}
 
     async def run_one(label: str, name: str, seed: int) -> dict[str, Any]:
         """Figures of one cell, or ``{"error": message}``."""
-        folder = workdir / "cells" / f"{name}-{seed}"
+        folder, leader = folder_of(name, seed), optimizers[name].order_of
         try:
-            leader = optimizers[name].order_of
-            order = read_order(workdir / "cells" / f"{leader}-{seed}" / RUN) if leader else ()
+            order = read_order(folder_of(leader, seed) / RUN) if leader else ()
             write_task(folder, name, to_dict(optimizers[name].config(config, seed, budget, order)))
             if not (folder / CELL).is_file():
                 line(f"{label}: {folder / 'log.txt'}")
@@ -82,7 +94,7 @@ def run_cells(
         asyncio.run(run_all())
     except _Interrupted:
         raise KeyboardInterrupt from None
-    return {name: {seed: cells[name][seed] for seed in seeds} for name in optimizers}
+    return so_far()
 
 
 def read_order(workdir: Path) -> list[str]:

@@ -72,8 +72,8 @@ class Runner:
 CHOSEN = {name: OPTIMIZERS[name] for name in ("ours", "ours-global", "random")}
 
 
-def run(tmp_path, runner, seeds=(0, 1), budget=1000, jobs=1):
-    return run_cells(run_config(), CHOSEN, budget, seeds, tmp_path, lambda text: None, runner, jobs)
+def run(tmp_path, runner, seeds=(0, 1), budget=1000, jobs=1, write=lambda cells: None):
+    return run_cells(run_config(), CHOSEN, budget, seeds, tmp_path, lambda text: None, runner, jobs, write)
 
 
 def results(**changes):
@@ -99,6 +99,22 @@ def test_an_interrupted_cell_ends_the_comparison_and_keeps_what_was_done(tmp_pat
     resumed = Runner(results())
     run(tmp_path, resumed)
     assert resumed.folders[0] == "random-0"
+
+
+def test_after_every_cell_that_ran_all_cells_so_far_can_be_shown(tmp_path):
+    so_far = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Runner(results(ours__1=(130, ""), random__0=(1, "no room"))), write=so_far.append)
+    assert [[(name, *by_seed) for name, by_seed in cells.items()] for cells in so_far] == [
+        [("ours", 0)],
+        [("ours", 0), ("ours-global", 0)],
+        [("ours", 0), ("ours-global", 0), ("random", 0)],
+    ]
+    assert so_far[-1]["random"][0] == {"error": "no room"}
+    assert title(summarize(so_far[0], {"benchmark": "b", "variant": "v"}, 500)).startswith("b:v, test split, n = 2")
+    resumed = []
+    run(tmp_path, Runner(results()), write=resumed.append)  # what is done is in, and is no news
+    assert [len(cells["ours"]) for cells in resumed] == [1, 2, 2, 2]
 
 
 def test_as_many_cells_at_the_same_time_as_asked_for_and_an_interrupt_ends_them_all(tmp_path):
