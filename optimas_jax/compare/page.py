@@ -8,6 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from optimas_jax.compare.cell import RUN
+from optimas_jax.compare.plan import cell_folder
 from optimas_jax.compare.plot import mean_curve, shown
 from optimas_jax.compare.tables import COLUMNS, COSTS, REACH, REACH_TITLE, SCORES, reach_rows, table_rows, title
 from optimas_jax.report.page.grids import Cell, Grid, write_grids
@@ -64,7 +66,7 @@ def _score_cells(workdir: Path, summary: Mapping[str, Any], row: Mapping[str, st
         span = span_of(bound for bounds in intervals for bound in bounds)
         bar = interval_bar(difference["mean"], difference["ci95"], span, words=row["difference to ours"])
         cells["difference to ours"] = Cell(row["difference to ours"], picture=bar)
-    pages = [(f"seed {seed}", workdir / "cells" / f"{name}-{seed}" / "run" / "report.html") for seed in _seeds(figures)]
+    pages = [(f"seed {seed}", cell_folder(workdir, name, seed) / RUN / "report.html") for seed in _seeds(figures)]
     links = [(words, link_to(page, workdir)) for words, page in pages]
     return [Cell(name, links), *list(cells.values())[1:]]
 

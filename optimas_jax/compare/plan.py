@@ -56,14 +56,11 @@ def run_cells(
             leader = optimizers[name].order_of
             if leader:
                 await ended[leader, seed].wait()
-            finished = (folder_of(name, seed) / CELL).is_file()
+            finished = (cell_folder(workdir, name, seed) / CELL).is_file()
             cells[name][seed] = await run_one(f"{number}/{len(todo)} {name}, seed {seed}", name, seed)
             ended[name, seed].set()
             if not finished:
                 write(so_far())
-
-    def folder_of(name: str, seed: int) -> Path:
-        return workdir / "cells" / f"{name}-{seed}"
 
     def so_far() -> Cells:
         rows = {name: {seed: cells[name][seed] for seed in seeds if seed in cells[name]} for name in optimizers}
@@ -71,9 +68,9 @@ def run_cells(
 
     async def run_one(label: str, name: str, seed: int) -> dict[str, Any]:
         """Figures of one cell, or ``{"error": message}``."""
-        folder, leader = folder_of(name, seed), optimizers[name].order_of
+        folder, leader = cell_folder(workdir, name, seed), optimizers[name].order_of
         try:
-            order = read_order(folder_of(leader, seed) / RUN) if leader else ()
+            order = read_order(cell_folder(workdir, leader, seed) / RUN) if leader else ()
             write_task(folder, name, to_dict(optimizers[name].config(config, seed, budget, order)))
             if not (folder / CELL).is_file():
                 line(f"{label}: {folder / 'log.txt'}")
@@ -95,6 +92,11 @@ def run_cells(
     except _Interrupted:
         raise KeyboardInterrupt from None
     return so_far()
+
+
+def cell_folder(workdir: Path, name: str, seed: int) -> Path:
+    """The folder of a cell in that of its comparison."""
+    return workdir / "cells" / f"{name}-{seed}"
 
 
 def read_order(workdir: Path) -> list[str]:
