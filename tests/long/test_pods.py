@@ -81,9 +81,9 @@ def test_pods_with_gpus(tmp_path):
 def test_pods_of_a_slice(tmp_path):
     """On a slice JAX finds the others by itself; here it is told, by the flags that come last."""
     first = f"127.0.0.1:{free_port()}"
-    sed = (POD / "gke-tpu.yaml").read_text().replace("completions: 4", "completions: 2")
-    told = f"--coordinator={first}\n            - --num_processes=2\n            - --process_id=$(JOB_COMPLETION_INDEX)"
-    (tmp_path / "slice.yaml").write_text(sed.replace("--coordinator=auto", told))
+    text = (POD / "gke-tpu.yaml").read_text().replace("completions: 4", "completions: 2")
+    flags = f"- --coordinator={first}\n            - --num_processes=2\n            - --process_id=$(JOB_COMPLETION_INDEX)"
+    (tmp_path / "slice.yaml").write_text(text.replace("- --coordinator=auto", flags))
     own = {"DATA": str(tmp_path), "FIRST": first, "MORE": " ".join(FLAGS)}
     command = ["kubectl", "apply", "-f", str(tmp_path / "slice.yaml")]
     subprocess.run(command, check=True, env={**stubs(tmp_path / "bin"), **own}, cwd=ROOT, timeout=3600)
