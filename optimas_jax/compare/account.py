@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import statistics
 import threading
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration
-from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.llm.base import Completion, CompletionRequest, count_prompt
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.llm.tapes.taped import TapedCompleter
 
@@ -26,7 +27,7 @@ class BudgetUsed(StopRun):
 class Account:
     """Counts and records. Safe for use from several threads.
 
-    A request that is repeated counts once, as for an optimiser with a cache, and as in our own runs.
+    A request that is repeated counts once, as for an optimiser with a cache, and as in each stage of our own runs.
 
     Attributes:
       budget: most tokens, prompts and answers together; 0 for no limit. A request that could exceed it is refused
@@ -73,13 +74,19 @@ class Account:
     async def _reserve(self, request: CompletionRequest) -> int:
         """Reserves the most tokens that a request can cost. Waits while only the reservations of requests in flight
         leave no room: most requests cost less than was reserved for them."""
-        most = request.most().tokens
+        most = request.most()
+        exact = count_prompt(self._inner, request)
+        if exact is not None:  # as for our own runs
+            most = dataclasses.replace(most, prompt_tokens=exact)
+        return await self._reserve_tokens(request.key, most.tokens)
+
+    async def _reserve_tokens(self, key: str, most: int) -> int:
         while True:
             with self._lock:
                 self._repeats += 1
                 if self._repeats > _REPEATS:
                     raise BudgetUsed(f"{_REPEATS} requests in a row cost nothing new")
-                if request.key in self._paid:
+                if key in self._paid:
                     return 0
                 if not self.budget or self._cost.tokens + self._reserved + most <= self.budget:
                     self._reserved += most

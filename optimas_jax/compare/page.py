@@ -11,7 +11,17 @@ from markupsafe import Markup
 from optimas_jax.compare.cell import RUN
 from optimas_jax.compare.plan import cell_folder
 from optimas_jax.compare.plot import mean_curve, shown
-from optimas_jax.compare.tables import COLUMNS, COSTS, REACH, REACH_TITLE, SCORES, reach_rows, table_rows, title
+from optimas_jax.compare.tables import (
+    COLUMNS,
+    COSTS,
+    REACH,
+    REACH_TITLE,
+    SCORES,
+    caption,
+    reach_rows,
+    table_rows,
+    title,
+)
 from optimas_jax.report.page.grids import Cell, Grid, write_grids
 from optimas_jax.report.page.svg import element, interval_bar, picture, scale_over, span_of, steps, x_axis, y_axis
 from optimas_jax.report.show.page import link_to
@@ -35,7 +45,7 @@ def write_comparison_page(workdir: Path, summary: Mapping[str, Any]) -> Path:
     rows: list[dict[str, str]] = [dict(zip(COLUMNS, texts, strict=True)) for texts in table_rows(summary)]
     about = "LM tokens and the best validation score so far, means over seeds; the thin line is the budget."
     grids = [
-        Grid("scores", "Test scores", _scores_caption(summary), SCORES, SCORES[1:3],
+        Grid("scores", "Test scores", caption(summary), SCORES, SCORES[1:3],
              [_score_cells(workdir, summary, row) for row in rows], curves(summary), about),
         Grid("costs", "Costs", "Means over seeds", _COSTS, _COSTS[1:],
              [[Cell(row[name]) for name in _COSTS] for row in rows if any(row[name] for name in _COSTS[1:])]),
@@ -46,15 +56,6 @@ def write_comparison_page(workdir: Path, summary: Mapping[str, Any]) -> Path:
     path = workdir / PAGE
     write_grids(path, "Optimisers at equal cost", [f"{title(summary)}."], grids)
     return path
-
-
-def _scores_caption(summary: Mapping[str, Any]) -> str:
-    return (
-        "The test score of the state of each search at the budget. Intervals are 95 %, over seeds and examples; of one "
-        f"seed over examples alone. Differences to {summary['reference']} are on the examples and seeds that both "
-        "have; detectable: the smallest true difference that as many seeds would show; verdict: not shown where the "
-        "interval holds zero."
-    )
 
 
 def _score_cells(workdir: Path, summary: Mapping[str, Any], row: Mapping[str, str]) -> list[Cell]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from optimas_jax.compare.account import Account
 from optimas_jax.compare.optimizers import Peer
-from optimas_jax.compare.peer_server import PeerServer, read_configuration, serve
+from optimas_jax.compare.peer_server import SHOWN, PeerServer, read_configuration, serve
 from optimas_jax.compare.state import Point, SearchState
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import StopRun
@@ -49,7 +49,9 @@ def run_peer(peer: Peer, run: Run) -> tuple[SearchState, Sequence[Point], str]:
     if not curve:
         return SearchState(configuration, None, None, tokens=0, chosen=chosen), curve, result["note"]
     if chosen:  # which no validation score measures
-        return SearchState(configuration, curve[0]["val_score"], None, curve[-1]["tokens"], chosen=chosen), curve, ""
+        unseen = sum(len(rows) for split, rows in run.host.splits.items() if split not in SHOWN)
+        note = f"prompts were chosen for {len(chosen)} of {unseen} unseen inputs" if len(chosen) < unseen else ""
+        return SearchState(configuration, curve[0]["val_score"], None, curve[-1]["tokens"], chosen=chosen), curve, note
     best = max(point["val_score"] for point in curve)
     first = next(point for point in curve if point["val_score"] == best)
     state = SearchState(configuration, curve[0]["val_score"], best, first["tokens"])

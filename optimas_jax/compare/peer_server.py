@@ -42,6 +42,7 @@ from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 
 ANSWER_TOKENS = 256  # smallest limit of an answer to /complete: peers ask for reasons and marks around the answer
+SHOWN = ("train", "val")  # splits of which a peer sees the rows
 _MOST_BYTES = 1 << 24
 
 
@@ -67,9 +68,9 @@ class PeerServer:
         # A run that a peer's prompt makes fail counts in the score of that prompt.
         self._system = dataclasses.replace(system, completer=account, watch=None)
         self._proposer, self._seed = proposer, seed
-        self._splits = {split: tuple(splits[split]) for split in ("train", "val")}
+        self._splits = {split: tuple(splits[split]) for split in SHOWN}
         self._examples = {example.id: example for examples in self._splits.values() for example in examples}
-        self._unseen = {row.id: row.inputs for split in splits if split not in self._splits for row in splits[split]}
+        self._unseen = {row.id: row.inputs for split in splits if split not in SHOWN for row in splits[split]}
         self.chosen: dict[str, Mapping[str, Any]] = {}
         self._default = system.default_configuration()
         self._repeats: collections.Counter[str] = collections.Counter()  # of requests to /complete, by key

@@ -70,6 +70,8 @@ def run_cells(
         """Figures of one cell, or ``{"error": message}``."""
         folder, leader = cell_folder(workdir, name, seed), optimizers[name].order_of
         try:
+            if leader and not (cell_folder(workdir, leader, seed) / CELL).is_file():
+                raise StopRun(f"it follows the order of {leader!r}, which has no result with this seed")
             order = read_order(cell_folder(workdir, leader, seed) / RUN) if leader else ()
             write_task(folder, name, to_dict(optimizers[name].config(config, seed, budget, order)))
             if not (folder / CELL).is_file():

@@ -11,7 +11,7 @@ import numpy as np
 from optimas_jax.compare.optimizers import GLOBAL
 from optimas_jax.compare.plan import Cells
 from optimas_jax.compare.state import Point, within
-from optimas_jax.core.stats import interval, mean_interval, ratio_interval, smallest_difference
+from optimas_jax.core.stats import excludes_zero, interval, mean_interval, ratio_interval, smallest_difference
 
 _COSTS = ("calls", "tokens", "usd", "system_runs")
 OURS = "ours"
@@ -45,7 +45,7 @@ def summarize(cells: Cells, about: Mapping[str, Any], budget: int, reference: st
         **_baseline(cells),
         "rows": rows,
         "runs_to_reach": {
-            f"{name}, {twin}": runs_to_reach(curves[name], curves[twin], _predicted(cells[name]))
+            f"{name}, {twin}": runs_to_reach(curves[name], curves[twin], _saved(cells[name]))
             for name in cells
             for twin in (name + GLOBAL, *([TWIN] if name == OURS else []))
             if twin in cells
@@ -68,7 +68,8 @@ def _row(by_seed: Mapping[int, Cell], reference: Mapping[int, Cell], compared: b
       zero), ``unchanged`` (share that end at the default configuration), ``val_minus_test`` (mean over runs),
       ``confirmed`` (gain on the confirm split), mean costs, ``seconds`` and ``reward_seconds``, and the paired
       ``difference`` to the reference on the examples and seeds that both have, with the ``smallest`` true difference
-      that as many seeds would show.
+      that as many seeds would show, and whether it is ``shown`` (``stats.excludes_zero``); both None for
+      a single seed.
     """
     done = _done(by_seed)
     row: dict[str, Any] = {
@@ -90,7 +91,8 @@ def _row(by_seed: Mapping[int, Cell], reference: Mapping[int, Cell], compared: b
     row["val_minus_test"] = _val_minus_test(runs)
     row["confirmed"] = _confirmed(runs)
     for name in _COSTS:
-        row[name] = _mean(runs, lambda run, name=name: run["curve"][-1][name] if run["curve"] else 0)
+        known = [run["curve"][-1][name] for run in runs if run["curve"]]
+        row[name] = statistics.fmean(known) if known else 0.0
     for name in ("seconds", "reward_seconds"):
         row[name] = _mean(runs, lambda run, name=name: run[name])
     shared = [seed for seed in done if seed in _done(reference)]
@@ -103,8 +105,9 @@ def _difference(runs: Sequence[Cell], reference: Sequence[Cell], seeds: Sequence
     """Paired difference of two optimisers with the same seeds, example by example."""
     differences = np.asarray([run["scores"] for run in runs]) - np.asarray([run["scores"] for run in reference])
     mean, ci95 = interval(differences.tolist())
-    smallest = smallest_difference(differences) if len(seeds) > 1 else None
-    return {"mean": mean, "ci95": ci95, "smallest": smallest, "seeds": [*seeds]}
+    several = len(seeds) > 1
+    smallest, shown = (smallest_difference(differences), excludes_zero(differences)) if several else (None, None)
+    return {"mean": mean, "ci95": ci95, "smallest": smallest, "shown": shown, "seeds": [*seeds]}
 
 
 def _confirmed(runs: Sequence[Cell]) -> dict[str, Any] | None:
@@ -153,42 +156,48 @@ def reached(curve: Sequence[Point], score: float) -> int | None:
 def runs_to_reach(
     local: Mapping[int, Sequence[Point]],
     by_metric: Mapping[int, Sequence[Point]],
-    predicted: Mapping[int, float | None] | None = None,
+    saved: Mapping[int, float] | None = None,
 ) -> dict[str, Any]:
     """Runs of the system until a validation score, with local rewards and with the global metric.
 
     For each seed the score is the best that the optimiser reaches with the global metric. Seeds whose best score is not
-    above the start are left out. A search that never reaches the score counts with all its runs.
+    above the start are left out. A search that never reaches the score counts with all its runs, and with no fewer than
+    the other took.
 
     Args:
       local, by_metric: curves by seed.
-      predicted: ratio by seed that the labels of the races predict.
+      saved: by seed, the further runs that races would need without local rewards for the same precision.
 
     Returns:
       ``seeds``: a row for each seed, with runs (``local`` is None for a score that is never reached) and their ratio.
       ``ratio``: geometric mean over seeds, ``ci95`` its interval; None without a seed. ``predicted``: the same mean of
-      the predictions.
+      runs / (runs + saved).
     """
-    rows = []
+    rows, predicted = [], []
     for seed, curve in by_metric.items():
         if seed not in local or not curve or not local[seed]:
             continue
         score = max(point["val_score"] for point in curve)
         if score <= curve[0]["val_score"]:
             continue
-        runs = {"local": reached(local[seed], score), "global": reached(curve, score)}
-        all_runs = local[seed][-1]["system_runs"] if runs["local"] is None else runs["local"]
-        rows.append({"seed": seed, "val_score": score, **runs, "ratio": max(all_runs, 1) / max(runs["global"] or 0, 1)})
+        first, needed = reached(local[seed], score), max(reached(curve, score) or 0, 1)
+        runs = first or max(local[seed][-1]["system_runs"], needed)
+        rows.append({"seed": seed, "val_score": score, "local": first, "global": needed, "ratio": runs / needed})
+        if saved and seed in saved:
+            predicted.append(runs / (runs + saved[seed]))
     ratio, ci95 = ratio_interval([row["ratio"] for row in rows]) if rows else (None, None)
-    known = [value for row in rows if (value := (predicted or {}).get(row["seed"]))]
-    return {"seeds": rows, "ratio": ratio, "ci95": ci95, "predicted": ratio_interval(known)[0] if known else None}
+    return {
+        "seeds": rows,
+        "ratio": ratio,
+        "ci95": ci95,
+        "predicted": ratio_interval(predicted)[0] if predicted else None,
+    }
 
 
-def _predicted(by_seed: Mapping[int, Cell]) -> dict[int, float | None]:
-    """Labelled runs of the races as a share of those that would give the same precision without local rewards."""
-    shares = {}
-    for seed, cell in _done(by_seed).items():
-        uses = cell["label_use"].values()
-        worth = sum(use["effective_runs"] for use in uses)
-        shares[seed] = sum(use["labelled_runs"] for use in uses) / worth if worth else None
-    return shares
+def _saved(by_seed: Mapping[int, Cell]) -> dict[int, float]:
+    """Labelled runs that races would need without local rewards for the same precision, less those that they took."""
+    return {
+        seed: sum(use["effective_runs"] - use["labelled_runs"] for use in cell["label_use"].values())
+        for seed, cell in _done(by_seed).items()
+        if cell["label_use"]
+    }

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from optimas_jax.report.page.text import interval
 
-# ``detectable``: the smallest true difference that as many seeds would show. ``verdict``: on the difference. ``runs
-# worse``: those whose interval of the gain is below zero.
+# ``runs worse``: those whose interval of the gain is below zero. Others: ``caption``.
 SCORES = (
     "optimiser",
     "test score",
@@ -42,7 +41,8 @@ _COSTS_TITLE = "Seeds and costs, means over seeds"
 REACH = ("optimisers", "seed", "score", "local rewards", "global metric", "ratio")
 REACH_TITLE = (
     "Runs of the system until the validation score is reached that the same optimiser reaches with the global metric; "
-    "one that never reaches it counts with all its runs"
+    "one that never reaches it counts with all its runs, and no fewer than the other's. Predicted: the saving if local "
+    "rewards save the labelled runs that races would otherwise need, and nothing else"
 )
 
 
@@ -99,10 +99,9 @@ def _verdict(difference: Mapping[str, Any] | None) -> str:
     """Whether the seeds show the difference, or nothing: one seed has no verdict."""
     if difference is None or difference["smallest"] is None:
         return ""
-    low, high = difference["ci95"]
-    if low <= 0 <= high:
+    if not difference["shown"]:
         return "not shown"
-    return "ahead" if low > 0 else "behind"
+    return "ahead" if difference["mean"] > 0 else "behind"
 
 
 def _remarks(row: Mapping[str, Any]) -> str:
@@ -116,25 +115,41 @@ def title(summary: Mapping[str, Any]) -> str:
     task = f"{summary['benchmark']}:{summary['variant']}"
     if summary["baseline"] is None:
         return f"{task}: no result"
-    means = {name: row["mean"] for name, row in summary["rows"].items() if "mean" in row}
+    rows = {name: row for name, row in summary["rows"].items() if "mean" in row}
+    means = {name: row["mean"] for name, row in rows.items()}
     best = [name for name, mean in means.items() if mean == max(means.values())]
+    alike = len({tuple(sorted(row["seeds"])) for row in rows.values()}) == 1
     return (
-        f"{task}, {summary['split']} split, n = {summary['n']}, {_seeds(summary)}, {summary['metric']}, chance "
-        f"{summary['chance']:.2f}; {summary['budget']:,} LM tokens each; best mean: {', '.join(best)}"
+        f"{task}, {summary['split']} split, n = {summary['n']}, {_seeds(rows)}, {summary['metric']}, chance "
+        f"{summary['chance']:.2f}; {summary['budget']:,} LM tokens each"
+        + (f"; best mean: {', '.join(best)}" if alike else "; means are over different seeds")
     )
 
 
-def _seeds(summary: Mapping[str, Any]) -> str:
+def _seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The number of seeds, and what the intervals cover."""
-    most = max(len(row["seeds"]) for row in summary["rows"].values())
+    counts = [len(row["seeds"]) for row in rows.values()]
+    few, most = min(counts), max(counts)
     if most == 1:
         return "1 seed (intervals over examples alone)"
-    return f"{most} seeds (intervals over seeds and examples)"
+    seeds = f"{most}" if few == most else f"{few} to {most}"
+    alone = "; of one seed over examples alone" if few == 1 else ""
+    return f"{seeds} seeds (intervals over seeds and examples{alone})"
+
+
+def caption(summary: Mapping[str, Any]) -> str:
+    """How to read the table, in sentences."""
+    return (
+        "The test score of the state of each search at the budget. Intervals are 95 %, over seeds and examples; of one "
+        f"seed over examples alone. Differences to {summary['reference']} are on the examples and seeds that both "
+        "have; detectable: the smallest true difference that as many seeds would show, by their means alone; verdict, "
+        "for each pair alone: not shown where the interval, or the t interval over seeds, holds zero."
+    )
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The comparison as a section of a Markdown document."""
-    lines = [f"{title(summary)}.", "", *_grid(COLUMNS, table_rows(summary))]
+    lines = [f"{title(summary)}.", "", caption(summary), "", *_grid(COLUMNS, table_rows(summary))]
     runs = reach_rows(summary)
     if runs:
         lines += ["", f"{REACH_TITLE}:", "", *_grid(REACH, runs)]
@@ -167,12 +182,15 @@ def reach_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     for pair, reach in summary["runs_to_reach"].items():
         for row in reach["seeds"]:
             runs = "not reached" if row["local"] is None else f"{row['local']:,}"
-            known = "" if row["global"] is None else f"{row['global']:,}"
-            rows.append([pair, str(row["seed"]), f"{row['val_score']:.3f}", runs, known, f"{row['ratio']:.2f}"])
+            figures = [f"{row['val_score']:.3f}", runs, f"{row['global']:,}", f"{row['ratio']:.2f}"]
+            rows.append([pair, str(row["seed"]), *figures])
         if reach["ratio"] is not None:
             around = "" if reach["ci95"] is None else f" {interval(reach['ci95'], digits=2)}"
-            predicted = "" if reach["predicted"] is None else f"; labels predict {reach['predicted']:.2f}"
-            rows.append([pair, "all", "", "", "", f"{reach['ratio']:.2f}{around}{predicted}"])
+            predicted = "" if reach["predicted"] is None else f"; predicted {reach['predicted']:.2f}"
+            missed = sum(row["local"] is None for row in reach["seeds"])
+            at_least, note = ("at least ", f"{missed} not reached") if missed else ("", "")
+            seeds = f"{len(reach['seeds'])} of {len(summary['rows'][pair.partition(',')[0]]['seeds'])}"
+            rows.append([pair, seeds, "", note, "", f"{at_least}{reach['ratio']:.2f}{around}{predicted}"])
     return rows
 
 

@@ -123,7 +123,8 @@ def two_level_interval(scores: ArrayLike) -> tuple[float, tuple[float, float]]:
     A resample draws its examples once for all seeds, because all seeds share them (the crossed bootstrap of Owen 2007,
     "The pigeonhole bootstrap"). Resampled means of few seeds spread too little; deviations of a seed's mean are first
     multiplied by sqrt(S / (S - 1)) t / z, with the 97.5 % quantiles of t (S - 1 degrees of freedom) and of the normal
-    distribution, so that with equal examples the interval is as wide as the t interval.
+    distribution, so that with equal examples and many seeds the interval is as wide as the t interval. With two to five
+    seeds, of which one stands out, it is narrower: a verdict needs ``excludes_zero``.
 
     Args:
       scores: [seeds, examples] scores or paired differences, the same examples for every seed.
@@ -168,8 +169,24 @@ def ratio_interval(ratios: ArrayLike) -> tuple[float, tuple[float, float] | None
     return math.exp(mean), (math.exp(mean - margin), math.exp(mean + margin))
 
 
+def excludes_zero(scores: ArrayLike) -> bool:
+    """Whether neither the interval over seeds and examples (``two_level_interval``) nor the t interval over the seeds'
+    means holds zero.
+
+    Args:
+      scores: [seeds, examples] paired differences.
+
+    Raises:
+      ValueError: fewer than two seeds.
+    """
+    values = _by_seed(scores)
+    mean, (low, high) = two_level_interval(values)
+    return not low <= 0 <= high and abs(mean) > _t_margin(values)
+
+
 def smallest_difference(scores: ArrayLike) -> float:
-    """Smallest true difference that as many seeds would show, two-sided at 5 % with 80 % power.
+    """Smallest true difference that as many seeds would show, two-sided at 5 % with 80 % power, by the seeds' means
+    alone.
 
     (t_0.975 + t_0.8) s / sqrt(S): quantiles of t with S - 1 degrees of freedom, s the standard deviation of the seeds'
     means.
@@ -181,9 +198,14 @@ def smallest_difference(scores: ArrayLike) -> float:
       ValueError: fewer than two seeds.
     """
     values = _by_seed(scores)
+    freedom = len(values) - 1
+    return (1 + float(special.stdtrit(freedom, 0.8) / special.stdtrit(freedom, 0.975))) * _t_margin(values)
+
+
+def _t_margin(values: np.ndarray) -> float:
+    """Half the width of the t interval over the means of ``values`` [seeds, examples]."""
     seeds = len(values)
-    quantiles = special.stdtrit(seeds - 1, 0.975) + special.stdtrit(seeds - 1, 0.8)
-    return float(quantiles * values.mean(1).std(ddof=1) / math.sqrt(seeds))
+    return float(special.stdtrit(seeds - 1, 0.975) * values.mean(1).std(ddof=1) / math.sqrt(seeds))
 
 
 def _by_seed(scores: ArrayLike) -> np.ndarray:

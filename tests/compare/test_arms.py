@@ -147,6 +147,32 @@ def test_a_cell_follows_the_order_of_the_run_that_it_is_compared_with(tmp_path: 
     assert read_order(tmp_path / "cells" / "ours-4" / "run")[1] == "hint_generator"
 
 
+def test_a_run_that_failed_is_followed_once_it_has_a_result(tmp_path: Path) -> None:
+    """Its order as far as it came would make another control, and the finished one would have another task."""
+    healthy: list[bool] = []
+
+    async def runner(folder: Path) -> tuple[int, str]:
+        if folder.name.startswith("ours"):
+            write_run(folder, ["answer_generator", "hint_generator"] if healthy else ["answer_generator"])
+            if not healthy:
+                return 1, "no room"
+        (folder / "cell.json").write_text('{"fine": 1}')
+        return 0, ""
+
+    def compare() -> dict[str, str]:
+        optimizers = find_optimizers(["twin", "ours"])
+        cells = run_cells(run_config(), optimizers, 1000, [4], tmp_path, lambda text: None, runner)
+        return {name: by_seed[4].get("error", "") for name, by_seed in cells.items()}
+
+    errors = compare()
+    assert errors["ours"] == "no room"
+    assert errors["twin"] == "it follows the order of 'ours', which has no result with this seed"
+    healthy.append(True)
+    assert compare() == {"ours": "", "twin": ""}
+    task = json.loads((tmp_path / "cells" / "twin-4" / "task.json").read_text())
+    assert task["config"]["optimize"]["order"] == "answer_generator,hint_generator"
+
+
 def test_a_run_that_failed_has_no_order_to_follow(tmp_path: Path) -> None:
     with pytest.raises(StopRun, match="the run whose order of components is followed has failed"):
         read_order(tmp_path)

@@ -275,6 +275,20 @@ def test_requests_in_flight_are_reserved_and_others_wait_for_them():
     assert account.cost.calls == 8 and account.cost.tokens <= 399 and most[0] == 3
 
 
+def test_a_request_reserves_the_tokens_of_its_prompt_where_they_are_known():
+    """A prompt of 60 bytes and 9 tokens with an answer of at most 35, in a budget of 44."""
+
+    class Counting(ScriptedCompleter):
+        def prompt_tokens(self, request):
+            return 9
+
+    request = CompletionRequest("m", (Message("user", "x" * 60),), max_tokens=35)
+    account = Account(Counting(lambda request: "word"), 44, Configuration({}), [])
+    assert asyncio.run(account.complete(request)).text == "word"
+    with pytest.raises(BudgetUsed, match="a request needs 44"):
+        asyncio.run(Account(Counting(lambda request: "word"), 43, Configuration({}), []).complete(request))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_random_budget_is_never_exceeded(seed):
     rng = random.Random(seed)

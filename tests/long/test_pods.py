@@ -82,8 +82,10 @@ def test_pods_of_a_slice(tmp_path):
     """On a slice JAX finds the others by itself; here it is told, by the flags that come last."""
     first = f"127.0.0.1:{free_port()}"
     text = (POD / "gke-tpu.yaml").read_text().replace("completions: 4", "completions: 2")
-    flags = f"- --coordinator={first}\n            - --num_processes=2\n            - --process_id=$(JOB_COMPLETION_INDEX)"
-    (tmp_path / "slice.yaml").write_text(text.replace("- --coordinator=auto", flags))
+    flags = f"--coordinator={first}", "--num_processes=2", "--process_id=$(JOB_COMPLETION_INDEX)"
+    (tmp_path / "slice.yaml").write_text(
+        text.replace("- --coordinator=auto", "\n            ".join(f"- {flag}" for flag in flags))
+    )
     own = {"DATA": str(tmp_path), "FIRST": first, "MORE": " ".join(FLAGS)}
     command = ["kubectl", "apply", "-f", str(tmp_path / "slice.yaml")]
     subprocess.run(command, check=True, env={**stubs(tmp_path / "bin"), **own}, cwd=ROOT, timeout=3600)

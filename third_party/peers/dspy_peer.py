@@ -100,7 +100,7 @@ class Part(dspy.Predict):
         """Leaves its mark in DSPy's trace, from which demonstrations and reflections are taken."""
         example = fields.pop("example_id")
         try:
-            outputs = self.client.component(self.component["name"], fields, self.value(), example, **sampling())
+            outputs = self.client.component(self.component["name"], fields, self.value(), example, **sampling(self.lm))
         except Refused as error:  # a prompt that does not fit the model: this candidate's failure
             print(error, flush=True)
             outputs = None
@@ -120,9 +120,10 @@ class Part(dspy.Predict):
         return self.forward(**fields)
 
 
-def sampling() -> dict[str, Any]:
-    """Settings of an attempt, where DSPy asks for another answer to the same prompt."""
-    lm = dspy.settings.lm
+def sampling(lm: Any) -> dict[str, Any]:
+    """Settings of an attempt, where DSPy asks for another answer to the same prompt. ``lm``: of the predictor; SIMBA's
+    predictors have one, else that of DSPy's settings counts."""
+    lm = lm or dspy.settings.lm
     attempt = lm.kwargs.get("rollout_id")
     return {} if attempt is None else {"temperature": lm.kwargs.get("temperature") or 1.0, "attempt": attempt}
 
@@ -164,13 +165,17 @@ class Program(dspy.Module):
                 fields |= outputs
         outputs = {name: fields[name] for name in self.task["output_fields"] if name in fields}
         # The score is noted here, where program and example are both known; the metric below reads it.
-        score = self.client.score(self.values(), example, outputs, **sampling())
+        score = self.client.score(self.values(), example, outputs, **self.sampling())
         return dspy.Prediction(**outputs, system_score=score)
+
+    def sampling(self) -> dict[str, Any]:
+        """Of a run: DSPy gives all predictors of a program the same model."""
+        return sampling(next(iter(self.predictors())).lm)
 
     def _run(self, example: str) -> Any:
         """A run of a program on the server, which tells the calls that it made."""
         try:
-            run = self.client.run(self.values(), example, **sampling())
+            run = self.client.run(self.values(), example, **self.sampling())
         except Refused as error:
             print(error, flush=True)
             return dspy.Prediction(system_score=0.0)
