@@ -15,7 +15,8 @@ which become demonstrations and save the run a part of its calls; it is config.t
 the run there while it goes on; it is config.trackers, and TensorBoard by default.
 
 With a coordinator the command is one of several processes, on several machines: the first process runs everything, the
-others compute with it. ``auto`` is for TPU slices and Slurm; see launch/pod/.
+others compute with it. ``auto`` is for TPU slices and Slurm; see launch/pod/. If one is lost, the others end with exit
+code 75, or 134 where JAX notices first; the same commands resume.
 """
 
 from __future__ import annotations
@@ -61,30 +62,49 @@ _TRACES = flags.DEFINE_string("traces", "", "Files of recorded calls, separated 
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes, or auto.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; left out with auto.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0; left out with auto.")
+_CLOSE_SECONDS = 20.0  # that the other processes have after an interrupt of the first one
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    return exit_code(run_together if _COORDINATOR.value and not (_PLAN.value or _SETTINGS.value) else run)
+    return exit_code(start)
+
+
+def start() -> int | None:
+    """Starts what the flags ask for; returns the exit code."""
+    several = _COORDINATOR.present or _PROCESSES.value is not None or _PROCESS.value is not None
+    if several and not _COORDINATOR.value:
+        raise ValueError(
+            "--num_processes and --process_id need --coordinator=HOST:PORT, or --coordinator=auto in their place: "
+            "without it every process would run the whole experiment, and pay for it"
+        )
+    if _DEVICES.value and not _PLAN.value:
+        raise ValueError(f"--devices={_DEVICES.value} is for --plan: add it, or leave both out to start the run")
+    return run_together() if several and not (_PLAN.value or _SETTINGS.value) else run()
 
 
 def run_together() -> int:
     """``run`` as one of several processes; returns the exit code."""
     from optimas_jax.loop.follow import follow, lead
     from optimas_jax.parallel.distributed import join, leave
+    from optimas_jax.parallel.link import ProcessLost
     from optimas_jax.report.console import ConsoleProgress
 
     link = join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    if link.index > 0:
-        code = follow(link, ConsoleProgress(quiet=True))
-        leave()
-        return code
-    leader, code = lead(link), 1
-    try:
-        code = exit_code(partial(run, leader))
-    finally:
-        leader.close(code)
+    if link.count == 1:
+        code = exit_code(run)
+    elif link.index > 0:
+        try:
+            code = follow(link, ConsoleProgress(quiet=True))
+        except ProcessLost as error:
+            link.end_all(str(error))
+    else:
+        leader, code = lead(link), 1
+        try:
+            code = exit_code(partial(run, leader), _CLOSE_SECONDS)
+        finally:
+            leader.close(code)
     leave()
     return code
 
@@ -133,14 +153,17 @@ def show(config: RunConfig) -> None:
 
 
 def plan(config: RunConfig, workdir: Path) -> None:
-    """Shows the plan of a run, and saves it in its folder for the results of the run."""
+    """Shows the plan of a run, and saves it in its folder for the results of the run; that of a probe is only shown."""
     from optimas_jax.loop.forecast.plan import plan_run
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.run import report_plan
 
     planned = plan_run(config, _STAGE.value, devices=_DEVICES.value)
-    planned.save(workdir)
-    report_plan(planned.to_json(), ConsoleProgress())
+    progress = ConsoleProgress()
+    saved = _STAGE.value != PROBE and planned.save(workdir)
+    report_plan(planned.to_json(), progress)
+    if not saved and _STAGE.value != PROBE:
+        progress.line(f"{workdir} has results, and keeps the plan that they were compared with")
     planned.check()
 
 

@@ -5,6 +5,12 @@ With a single process, functions do nothing beyond that process's own part.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.parallel.link import Link
+from optimas_jax.parallel.link import LOST, Link
 from optimas_jax.parallel.mesh import DATA, MODEL
 from optimas_jax.parallel.platform import free_memory
 from optimas_jax.parallel.transfer import fetch, put_read
@@ -22,6 +28,7 @@ from optimas_jax.parallel.transfer import fetch, put_read
 # Seconds of JAX's own watchdog, which aborts a process if ``Link`` cannot end it, after half of them at the earliest.
 _HEARTBEAT = 50
 _MEETING = 3600  # seconds that processes wait for each other
+_TELL, _GATHER = 10, 240  # seconds of joining, until a line says so, and until it is given up: JAX aborts after 300
 
 
 def join(coordinator: str, processes: int | None = None, process: int | None = None) -> Link:
@@ -32,35 +39,83 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
         itself: TPU slices, Slurm, Open MPI.
       processes, process: number of processes, and index of this one; None with ``auto``.
 
+    If some of them are not there after ``_GATHER`` seconds, this process ends with exit code ``LOST`` and says so.
+
     Raises:
       ValueError: for arguments that do not belong together.
       StopRun: if the processes do not find each other.
     """
     explicit = coordinator != "auto"
-    if explicit and (":" not in coordinator or processes is None or process is None or not 0 <= process < processes):
+    host, _, port = coordinator.rpartition(":")
+    is_address = bool(host) and port.isdecimal() and 0 < int(port) < 1 << 16
+    if explicit and (not is_address or processes is None or process is None or not 0 <= process < processes):
         raise ValueError(
             f"--coordinator={coordinator} --num_processes={processes} --process_id={process}: give HOST:PORT of the "
             "first process, their number, and the index of this one, counted from 0; or --coordinator=auto on a TPU "
             "slice or under Slurm"
         )
+    if explicit and process == 0:
+        _check_port(int(port))
     # The SIGTERM handler of this service would keep a cancelled job alive.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            coordinator if explicit else None,
-            processes,
-            process,
-            cluster_detection_method="deactivate" if explicit else None,
-            heartbeat_timeout_seconds=_HEARTBEAT,
-        )
+        with _giving_up(coordinator):
+            jax.distributed.initialize(
+                coordinator if explicit else None,
+                processes,
+                process,
+                cluster_detection_method="deactivate" if explicit else None,
+                heartbeat_timeout_seconds=_HEARTBEAT,
+            )
     except (ValueError, RuntimeError) as error:
         raise StopRun(
             f"the processes of this run did not find each other ({error}): is --coordinator={coordinator} right, and "
             "were all of them started?"
         ) from error
     link = Link(_client(), jax.process_index(), jax.process_count())
-    link.watch()
+    if link.count > 1:
+        link.watch()
     return link
+
+
+def _check_port(port: int) -> None:
+    """Raises ``StopRun`` if another program listens at the port: JAX would share it or crash."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # that of an earlier run may still be closing
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise StopRun(
+                f"port {port} of --coordinator cannot be used ({error.strerror}): another run or program may have it; "
+                "give all processes another one"
+            ) from error
+
+
+@contextlib.contextmanager
+def _giving_up(coordinator: str) -> Iterator[None]:
+    """Says after a while that the block waits for the other processes, and ends this process if it goes on too long."""
+
+    def tell() -> None:
+        print(f"waiting for the other processes (--coordinator={coordinator})", file=sys.stderr, flush=True)
+
+    def give_up() -> None:
+        print(
+            f"\nerror: the processes of this run did not find each other within {_GATHER} s: is "
+            f"--coordinator={coordinator} right and reached from here, and were all of them started?",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST)
+
+    timers = [threading.Timer(_TELL, tell), threading.Timer(_GATHER, give_up)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def leave() -> None:

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -23,8 +23,13 @@ from optimas_jax.core.types import StopRun
 SILENCE = 22  # seconds without a sign of life until a process is given up; JAX takes longer, and gives no reason
 LAG = 45  # seconds that a process may be behind without working
 _POLL = 1.0  # seconds between two signs of life
-_WAIT = 3_600_000  # milliseconds of one wait for a command, which is repeated
+_WAIT = 1_000  # milliseconds of one wait for a command, which is repeated: a signal is handled between two waits
+LOST = 75  # exit code of processes whose run cannot go on because one is lost; to start all of them again resumes it
 _KEPT = 8  # number of latest commands that are not deleted
+
+
+class ProcessLost(StopRun):
+    """Process 0 has gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Link:
         self.begun += 1
 
     def receive(self) -> bytes:
-        """Waits for the next command; it counts as begun. Raises ``StopRun`` if process 0 has gone."""
+        """Waits for the next command; it counts as begun. Raises ``ProcessLost`` if process 0 has gone."""
         key = f"command/{self.begun + 1}"
         while True:
             try:
@@ -91,7 +96,7 @@ class Link:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" in str(error):
                     continue
-                raise StopRun(_gone(error)) from error
+                raise ProcessLost(_gone(error)) from error
             self.begun += 1
             return command
 
@@ -160,15 +165,16 @@ class Link:
             self._client.key_value_delete(f"command/{self._deleted}")
         return ""
 
-    def end_all(self, cause: str) -> None:
-        """Ends this process at once with exit code 1, and from process 0 all others. Everything that the run has paid
-        for is on disk. An orderly end is impossible: a thread that waits inside a collective would never return."""
+    def end_all(self, cause: str) -> NoReturn:
+        """Ends this process at once with exit code ``LOST``, and from process 0 all others. Everything that the run has
+        paid for is on disk. An orderly end is impossible: a thread that waits inside a collective would never return.
+        """
         print(f"\nerror: {cause}. All processes end; the same command resumes", file=sys.stderr, flush=True)
         if self.index == 0:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self._client.key_value_set("end/cause", cause, allow_overwrite=True)
                 time.sleep(3 * _POLL)
-        os._exit(1)
+        os._exit(LOST)
 
 
 def _lost(heard: _Heard, link: Link, now: float) -> str:

@@ -16,7 +16,7 @@ from optimas_jax.core.text.frames import error_text, frames_text, is_users
 from optimas_jax.core.text.secrets import Redacted
 from optimas_jax.core.types import StopRun
 from optimas_jax.report.flag_errors import flag_message
-from optimas_jax.report.process import code_of, end_on_signals, end_with_parent, interrupt_on_terminate
+from optimas_jax.report.process import LEAVE_SECONDS, code_of, end_on_signals, end_with_parent, interrupt_on_terminate
 
 DEFAULT_CONFIG = "configs/hotpotqa.py"
 
@@ -51,12 +51,16 @@ def parse_flags(flags: Any, argv: list[str], *, config: str = "") -> list[str]:
     sys.exit(1)
 
 
-def exit_code(action: Callable[[], int | None]) -> int:
+def exit_code(action: Callable[[], int | None], leave_seconds: float = LEAVE_SECONDS) -> int:
     """Runs a command: its own exit code or 0; 1 after an error, printed in one line with its notes, 130 after an
-    interrupt and 143 after SIGTERM. Warnings for the user are one line, too, and no secret is in any line."""
+    interrupt and 143 after SIGTERM. Warnings for the user are one line, too, and no secret is in any line.
+
+    Args:
+      leave_seconds: after an interrupt or SIGTERM, seconds until the process ends, whatever still waits.
+    """
     interrupt_on_terminate()
     with contextlib.redirect_stdout(Redacted(sys.stdout)), contextlib.redirect_stderr(Redacted(sys.stderr)):
-        code = _exit_code(action)
+        code = _exit_code(action, leave_seconds)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # the reader of the stream may be gone
             stream.flush()
@@ -72,14 +76,14 @@ def run_alone(action: Callable[[], None]) -> int:
     return exit_code(action)
 
 
-def _exit_code(action: Callable[[], int | None]) -> int:
+def _exit_code(action: Callable[[], int | None], leave_seconds: float) -> int:
     try:
         with warnings.catch_warnings(record=False):
             warnings.showwarning = _show_warning
             return action() or 0
     except KeyboardInterrupt as stopped:
         print("\nstopped; the same command resumes", file=sys.stderr)
-        return code_of(stopped)
+        return code_of(stopped, leave_seconds)
     except (StopRun, ValueError) as error:
         print(f"\nerror: {error_text(error)}", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ from optimas_jax.core.shipped import python_path
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes of a process that was interrupted, or stopped by SIGTERM
 STOPPED = (INTERRUPTED, TERMINATED)
-_LEAVE_SECONDS = 0.5  # that threads have to end; they may wait for answers that are no longer needed
+LEAVE_SECONDS = 0.5  # that threads have to end; they may wait for answers that are no longer needed
 _PARENT = "OPTIMAS_JAX_PARENT"  # variable that names the process of ``run_module``
 _LOOK_SECONDS = 0.5  # between two checks whether the parent lives
 _AGAIN_SECONDS = 0.05  # until a signal that was ignored is sent again
@@ -121,13 +121,13 @@ def end_on_signals(code: int) -> None:
             signal.signal(number, lambda *_: os._exit(code))
 
 
-def code_of(stopped: KeyboardInterrupt) -> int:
-    """The exit code of a process that was stopped. The process ends soon after, even if its threads still wait: what
-    was paid for is on disk."""
+def code_of(stopped: KeyboardInterrupt, seconds: float = LEAVE_SECONDS) -> int:
+    """The exit code of a process that was stopped. The process ends after some seconds, even if its threads still wait:
+    what was paid for is on disk."""
     code = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
 
     def leave() -> None:
-        time.sleep(_LEAVE_SECONDS)
+        time.sleep(seconds)
         os._exit(code)
 
     threading.Thread(target=leave, name="leave", daemon=True).start()

@@ -108,6 +108,8 @@ def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
     if host["limit"]:
         ends = "is expected to be enough" if host["cut"] is None else f"ends the search in iteration {host['cut'] + 1}"
         progress.line(f"config.budget allows {host['limit']}, which {ends}")
+    elif host["cut"] is not None:
+        progress.line(f"config.optimize.max_tokens ends the search in iteration {host['cut'] + 1}")
     progress.line(
         "seconds are an estimate, of waiting for answers; training and scoring of local rewards are not in them"
     )

@@ -16,7 +16,7 @@ FLAGS = ["--config=configs/hotpotqa.py:smoke"]
 
 SRUN = """
 import os, subprocess, sys
-arguments = [one for one in sys.argv[1:] if not one.startswith("--kill-on-bad-exit")]
+arguments = [one for one in sys.argv[1:] if not one.startswith(("--kill-on-bad-exit", "--cpus-per-task"))]
 tasks = int(os.environ["SLURM_NTASKS"])
 def start(task):
     own = {"SLURM_PROCID": str(task), "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "localhost"}
@@ -65,7 +65,7 @@ def assert_finished(folder: Path) -> None:
 
 def test_a_batch_job(tmp_path):
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2"}
-    job |= {"SLURM_JOB_NODELIST": "here[1-2]", "SLURM_SUBMIT_DIR": str(ROOT)}
+    job |= {"SLURM_JOB_NODELIST": "here[1-2]", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "1"}
     command = ["bash", str(POD / "slurm.sbatch"), *FLAGS, f"--workdir={tmp_path / 'run'}"]
     subprocess.run(command, check=True, env={**stubs(tmp_path / "bin"), **job}, timeout=3600)
     assert_finished(tmp_path / "run")

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from optimas_jax.checkpoints.weights import hf_name
 from optimas_jax.models.backbone import abstract_params
 from optimas_jax.models.config import config_from_hf
+from optimas_jax.parallel.link import LOST
 from optimas_jax.parallel.platform import default_compute
 
 pytestmark = pytest.mark.long
@@ -150,13 +151,22 @@ def test_the_end_of_a_process_ends_all_and_the_same_command_resumes(tmp_path, sm
         start = time.monotonic()
         codes = processes.wait(60)
         assert time.monotonic() - start < 60
-        assert all(codes)
+        assert codes[killed] == -signal.SIGKILL
+        assert codes[1 - killed] == LOST or (killed == 0 and codes[1] == -signal.SIGABRT)  # where JAX notices first
         told = processes.printed(1 - killed)
         assert ("process 1 on" in told) if killed else ("process 0 has gone" in told or "leader task" in told)
     run(command, 2, tmp_path / "again")
     here = found_in(tmp_path / "run")
     assert here["results"]["paid_calls"] == smoke["results"]["paid_calls"]
     assert_alike(without_ledger(here), without_ledger(smoke))
+
+
+def test_a_stop_of_process_0_ends_all_in_order(tmp_path):
+    with Processes([*SMOKE, f"--workdir={tmp_path / 'run'}"], 2, tmp_path) as processes:
+        processes.wait_for(0, "  keyword_extractor: ")
+        processes.send(0, signal.SIGTERM)
+        assert processes.wait(60) == [143, 143]
+        assert "the same command resumes" in processes.printed(0)
 
 
 def test_a_process_that_stands_still_ends_all(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import queue
 import re
+import socket
 import threading
 from typing import NamedTuple
 
@@ -244,10 +245,23 @@ def test_limits_leave_a_minute_to_end_in():
     assert max(LAG, SILENCE) + 5 * links._POLL < 60
 
 
-@pytest.mark.parametrize("given", [("host", 2, 0), ("host:1", None, 0), ("host:1", 2, None), ("host:1", 2, 2)])
+@pytest.mark.parametrize(
+    "given",
+    [("host", 2, 0), ("host:1", None, 0), ("host:1", 2, None), ("host:1", 2, 2)]
+    + [(address, 2, 1) for address in ("", ":1", "host:", "host:abc", "host:0", "host:65536", "host:-1")],
+)
 def test_arguments_that_do_not_belong_together_are_refused(given):
     with pytest.raises(ValueError, match="give HOST:PORT of the first process"):
         join(*given)
+
+
+def test_a_port_that_another_program_has_is_refused_before_jax_crashes_on_it():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(StopRun, match=f"port {port} of --coordinator cannot be used"):
+            join(f"127.0.0.1:{port}", 2, 0)
 
 
 def test_a_mesh_has_devices_of_every_process():

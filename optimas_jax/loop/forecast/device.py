@@ -22,7 +22,7 @@ from optimas_jax.learn.config import TokenBatch
 from optimas_jax.learn.memory import Step, StepMemory, place_shapes, placed_bytes, step_memory, tokens_that_fit
 from optimas_jax.llm.specs import provider
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.setup.completers import language_models
+from optimas_jax.loop.setup.completers import answering, loads_reward_model
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.known import KNOWN
@@ -127,13 +127,16 @@ class Use:
     is_shared: bool = False
 
 
-def plan_on(config: RunConfig, devices: str) -> DevicePlan:
+def plan_on(config: RunConfig, devices: str, choices: Sequence[str] = ()) -> DevicePlan:
     """Plans the local models of a run on devices by name (``parallel.devices.devices_named``).
+
+    Args:
+      choices: models that components may choose.
 
     Raises:
       ValueError: as ``plan_devices``, and for devices that are not known.
     """
-    return plan_devices(uses_of(config), config.mesh, *devices_named(devices))
+    return plan_devices(uses_of(config, choices), config.mesh, *devices_named(devices))
 
 
 def plan_devices(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int) -> DevicePlan:
@@ -157,9 +160,10 @@ def _plan(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int) -
         plans[spec] = ModelPlan(spec, _parameters(network.config), _weights(network, abstract), steps)
         largest = max(largest, *(step.memory.total for step in steps), 0)
     weights = sum(plan.weights for plan in plans.values())
-    for spec in {use.spec for use in uses if use.what == "sampling"}:
-        free = kind.memory - weights - largest
+    free = kind.memory - weights - largest
+    for spec in dict.fromkeys(use.spec for use in uses if use.what == "sampling"):
         plans[spec] = _with_caches(plans[spec], _network(spec, kind, abstract), shape[0], free)
+        free -= plans[spec].caches
     needed = weights + largest + sum(plan.caches for plan in plans.values())
     return DevicePlan(kind, count, shape, tuple(plans.values()), needed)
 
@@ -274,18 +278,19 @@ def _fitting(use: Use, network: Network, mesh: AbstractMesh, free: int) -> tuple
     return dataclasses.replace(use, batch=batch), settings
 
 
-def uses_of(config: RunConfig) -> list[Use]:
-    """The local models that a run loads, with their uses."""
-    models = [model.model for model in language_models(config) if not provider(model.model)]
+def uses_of(config: RunConfig, choices: Sequence[str] = ()) -> list[Use]:
+    """The local models that a run loads, with their uses. ``choices``: models that components may choose."""
+    models = [spec for spec in answering(config, choices) if not provider(spec)]
     uses = [Use(spec, "sampling") for spec in dict.fromkeys(models)]
     reward = config.reward
-    if reward.heads == "trained":
+    if reward.heads == "trained" and config.optimize.score == "local":
         batch = reward.batch
         uses.append(Use(reward.model, "local rewards", reward.lora, batch, "config.reward", batch.group_tokens, True))
-    else:
+    elif loads_reward_model(config):
         uses.append(Use(reward.model, "local rewards"))
     policy = config.policy
-    tuned = policy.model or (models[0] if models and getattr(config.system, "weights", "") else "")
-    if tuned:
+    weights = getattr(config.system, "weights", None)  # a program has no such field: its components say so
+    tuned = policy.model or (models[0] if models and weights else "")
+    if tuned and weights != "":
         uses.append(Use(tuned, "policy", policy.lora, policy.batch, "config.policy"))
     return uses

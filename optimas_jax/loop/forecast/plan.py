@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import in_order
 from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.iteration import ITERATION
-from optimas_jax.loop.journal import PLAN, write_json
+from optimas_jax.loop.journal import PLAN, RESULTS, write_json
 from optimas_jax.loop.objective import check_measurable, check_objective
 from optimas_jax.loop.setup.completers import answering, check_completers, own_prices, without_price
 from optimas_jax.traces.read import read_traces
@@ -84,6 +85,10 @@ class HostForecast:
             name: min(getattr(high, name), limit)
             for name, limit in (("usd", self.limit.usd), ("calls", self.limit.calls))
         }
+        if high.tokens > self.limit.tokens:
+            share = self.limit.tokens / high.tokens
+            most["prompt_tokens"] = math.ceil(high.prompt_tokens * share)
+            most["completion_tokens"] = math.floor(high.completion_tokens * share)
         return Range(low, expected, dataclasses.replace(high, **most))
 
     def to_json(self) -> dict[str, Any]:
@@ -124,10 +129,14 @@ class Plan:
                 f"{self.title} does not fit {self.device.count} x {self.device.kind.name}: {self.device.way_out}"
             )
 
-    def save(self, workdir: Path) -> None:
-        """Writes the plan into the folder of its run, whose results then show it beside the costs."""
+    def save(self, workdir: Path) -> bool:
+        """Writes the plan into the folder of its run, whose results then show it beside the costs. A run with results
+        keeps its plan; returns whether the plan was written."""
+        if (workdir / RESULTS).is_file():
+            return False
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / PLAN, self.to_json())
+        return True
 
     def __repr__(self) -> str:
         costs = self.host.total
@@ -152,12 +161,12 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
     check_completers(config, Path(), keys=False)
-    device = plan_on(config, devices) if devices else None
     data, system, notes = rows_and_system(benchmark, config)
     if config.traces:
         read_traces(config.traces)
         notes = (*notes, "recorded calls (traces) spare a part of collecting, which is planned without them")
     choices = models_named(system)
+    device = plan_on(config, devices, choices) if devices else None
     check_completers(config, Path(), choices, keys=False)
     check_objective(config, system)
     check_measurable(config, system)

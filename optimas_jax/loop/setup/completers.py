@@ -119,12 +119,16 @@ def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
 
 
 def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ...]:
-    """Local models that a run loads, each once: for answers, for local rewards, and for tuning. A reward model is
-    loaded only where ``optimize.score`` is a local reward or likelihood."""
+    """Local models that a run loads, each once: for answers, for local rewards, and for tuning."""
     specs = [spec for spec in answering(config, choices) if not provider(spec)]
-    rewards = [config.reward.model] if config.optimize.score in ("local", LIKELIHOOD, OWN_REWARD) else []
+    rewards = [config.reward.model] if loads_reward_model(config) else []
     tuned = [config.policy.model] if config.policy.model else []
     return tuple(dict.fromkeys((*specs, *rewards, *tuned)))
+
+
+def loads_reward_model(config: RunConfig) -> bool:
+    """Whether ``optimize.score`` is a local reward or likelihood."""
+    return config.optimize.score in ("local", LIKELIHOOD, OWN_REWARD)
 
 
 def without_price(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:

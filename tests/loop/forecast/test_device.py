@@ -2,11 +2,14 @@
 
 import dataclasses
 import re
+import runpy
 
 import pytest
+from runs import ROOT
 
 from optimas_jax.learn.config import BatchShape, TokenBatch
-from optimas_jax.loop.forecast.device import Use, config_of, plan_devices
+from optimas_jax.loop.config import parse_config
+from optimas_jax.loop.forecast.device import Use, config_of, plan_devices, uses_of
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.devices import devices_named
 from optimas_jax.parallel.mesh import MeshConfig
@@ -70,6 +73,41 @@ def test_many_requests_are_decoded_together():
     assert model.rows >= 32 and not model.training
     [model] = plan("8xh100", Use(LLAMA, "sampling")).models
     assert model.rows >= 8 * 32
+
+
+def test_models_that_sample_share_the_memory_that_is_free():
+    """The run gives each the larger part of what is free when it is loaded."""
+    alone = plan("h100", Use(LLAMA, "sampling")).models[0]
+    both = plan("h100", Use(LLAMA, "sampling"), Use(SMALL, "sampling"))
+    assert both.fits and [model.spec for model in both.models] == [LLAMA, SMALL]
+    assert 0 < both.models[0].caches < alone.caches
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [("local", ["local rewards"]), ("likelihood", ["local rewards"]), ("random", []), ("judge", []), ("global", [])],
+)
+def test_a_reward_model_takes_room_only_where_it_is_loaded(score, expected):
+    config = preset("hotpotqa")
+    config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, score=score))
+    uses = uses_of(config)
+    assert [use.what for use in uses] == expected
+    assert [use.lora is not None for use in uses] == [score == "local"] * len(expected)
+
+
+def test_models_that_may_be_chosen_are_loaded_and_a_policy_only_where_weights_are_tuned():
+    config = preset("pubmedqa", "local")
+    uses = uses_of(config, choices=["hf:org/chosen", "openai:gpt-4o-mini"])
+    assert [use.spec for use in uses if use.what == "sampling"][-1] == "hf:org/chosen"
+    config = preset("hotpotqa", "local")
+    config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, model=SMALL))
+    assert "policy" not in [use.what for use in uses_of(config)]
+    tuned = dataclasses.replace(config, system=dataclasses.replace(config.system, weights="answer_generator"))
+    assert "policy" in [use.what for use in uses_of(tuned)]
+
+
+def preset(name, variant="paper"):
+    return parse_config(runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variant).to_dict())
 
 
 def test_a_policy_has_its_tokens_on_each_device():

@@ -108,6 +108,9 @@ def test_results_have_the_plan_beside_what_was_spent(tmp_path: Path) -> None:
     assert "Spent by the host loop (expected)" in titles
     again = spend(config_of(iterations=0), tmp_path)
     assert again == rows  # of a repetition
+    before = (tmp_path / "plan.json").read_text()
+    assert not plan_run(config_of(iterations=3), benchmark=TWO).save(tmp_path)  # of a variation, in the same folder
+    assert (tmp_path / "plan.json").read_text() == before
 
 
 def test_a_plan_of_other_settings_is_not_compared_with(tmp_path: Path) -> None:
@@ -137,6 +140,9 @@ def test_a_budget_caps_the_plan_and_is_refused_below_the_price() -> None:
     capped = dataclasses.replace(config_of(iterations=8), budget=Budget(calls=free.total.expected.calls // 2))
     host = plan_run(capped, benchmark=TWO).host
     assert host.total.expected.calls <= host.total.high.calls <= capped.budget.calls
+    limit = free.total.high.tokens // 2
+    tokens = plan_run(dataclasses.replace(config_of(iterations=8), budget=Budget(tokens=limit)), benchmark=TWO).host
+    assert tokens.total.expected.tokens <= tokens.total.high.tokens <= limit
     with pytest.raises(OverBudget, match=r"config\.budget allows 20 calls"):
         plan_run(dataclasses.replace(capped, budget=Budget(calls=20)), benchmark=TWO)
 
