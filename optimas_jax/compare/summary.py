@@ -181,7 +181,7 @@ def runs_to_reach(
         if score <= curve[0]["val_score"]:
             continue
         first, needed = reached(local[seed], score), max(reached(curve, score) or 0, 1)
-        runs = first or max(local[seed][-1]["system_runs"], needed)
+        runs = max(local[seed][-1]["system_runs"], needed) if first is None else max(first, 1)
         rows.append({"seed": seed, "val_score": score, "local": first, "global": needed, "ratio": runs / needed})
         if saved and seed in saved:
             predicted.append(runs / (runs + saved[seed]))
