@@ -71,20 +71,20 @@ def compare() -> int:
     about = {"benchmark": title(config.benchmark), "variant": config.variant, "budget": _BUDGET.value}
     write = partial(_write, workdir, about)
     cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value, write=write)
-    write(cells)
-    code = _show(summarize(cells, about, _BUDGET.value), progress)
+    code = _show(write(cells), progress)
     progress.line(f"{workdir / 'compare.md'}, {workdir / PAGE}")
     return code
 
 
-def _write(workdir: Path, about: Mapping[str, Any], cells: Cells) -> None:
-    """Writes the results of the cells so far: a comparison takes hours, and may be stopped."""
+def _write(workdir: Path, about: Mapping[str, Any], cells: Cells) -> dict[str, Any]:
+    """Writes the results of the cells so far, as a comparison takes hours and may be stopped; returns the summary."""
     write_cells(workdir / CELLS, cells, about)
     summary = summarize(cells, about, about["budget"])
     write_json(workdir / "compare.json", summary)
     (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
     write_comparison_page(workdir, summary)
     save(draw(summary), workdir / "compare.png")
+    return summary
 
 
 def _show(summary: Mapping[str, Any], progress: ConsoleProgress) -> int:

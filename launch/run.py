@@ -160,9 +160,9 @@ def plan(config: RunConfig, workdir: Path) -> None:
 
     planned = plan_run(config, _STAGE.value, devices=_DEVICES.value)
     progress = ConsoleProgress()
-    saved = _STAGE.value != PROBE and planned.save(workdir)
+    has_results = _STAGE.value != PROBE and not planned.save(workdir)
     report_plan(planned.to_json(), progress)
-    if not saved and _STAGE.value != PROBE:
+    if has_results:
         progress.line(f"{workdir} has results, and keeps the plan that they were compared with")
     planned.check()
 

@@ -72,15 +72,17 @@ class Account:
         return await self._inner.execute(request)
 
     async def _reserve(self, request: CompletionRequest) -> int:
-        """Reserves the most tokens that a request can cost. Waits while only the reservations of requests in flight
-        leave no room: most requests cost less than was reserved for them."""
+        """Reserves the most tokens that a request can cost, by the exact length of its prompt where that is known, as
+        for our own runs."""
         most = request.most()
         exact = count_prompt(self._inner, request)
-        if exact is not None:  # as for our own runs
+        if exact is not None:
             most = dataclasses.replace(most, prompt_tokens=exact)
         return await self._reserve_tokens(request.key, most.tokens)
 
     async def _reserve_tokens(self, key: str, most: int) -> int:
+        """Waits while only the reservations of requests in flight leave no room: most requests cost less than was
+        reserved for them."""
         while True:
             with self._lock:
                 self._repeats += 1

@@ -32,7 +32,7 @@ def run_cells(
     line: Callable[[str], None],
     runner: Runner | None = None,
     jobs: int = 1,
-    write: Callable[[Cells], None] = lambda cells: None,
+    write: Callable[[Cells], object] = lambda cells: None,
 ) -> Cells:
     """Runs every optimiser with every seed. All optimisers of a seed run before the next seed, so that a comparison
     that is stopped early is still fair, at fewer seeds.

@@ -4,6 +4,7 @@ import json
 import runpy
 from types import SimpleNamespace
 
+from planted_cells import cell
 from runs import ROOT
 
 tool = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "tools" / "cells.py")))
@@ -20,7 +21,7 @@ def test_every_file_of_cells_is_shown():
 
 
 def test_a_figure_of_the_cells_reaches_the_page(tmp_path):
-    rows = [{"benchmark": "hotpotqa", "variant": "", "budget": 100}, *(cell(seed, 0.25 * seed) for seed in (1, 2))]
+    rows = [{"benchmark": "hotpotqa", "variant": "", "budget": 100}, *(row(seed, 0.25 * seed) for seed in (1, 2))]
     (tmp_path / "small.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = "before\n<!-- cells: small -->\nan old table\n<!-- end of cells -->\nafter\n"
     new = tool.with_tables(page, tmp_path)
@@ -29,8 +30,5 @@ def test_a_figure_of_the_cells_reaches_the_page(tmp_path):
     assert tool.with_tables(new, tmp_path) == new
 
 
-def cell(seed, score):
-    scores = {"metric": "f1", "chance": 0.0, "split": "test", "n": 2, "baseline": [0.0, 0.0], "scores": [score, score]}
-    costs = {"curve": [], "label_use": {}, "seconds": 1.0, "reward_seconds": 0.0}
-    state = {"tested": {"val_score": 0.5}, "confirm": None, "unchanged": False, "note": "", "commit": "abc"}
-    return {"optimizer": "ours", "seed": seed} | scores | costs | state
+def row(seed, score):
+    return {"optimizer": "ours", "seed": seed, **cell([score, score])}

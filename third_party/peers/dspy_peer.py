@@ -170,7 +170,8 @@ class Program(dspy.Module):
 
     def sampling(self) -> dict[str, Any]:
         """Of a run: DSPy gives all predictors of a program the same model."""
-        return sampling(next(iter(self.predictors())).lm)
+        parts = self.predictors()
+        return sampling(parts[0].lm if parts else None)
 
     def _run(self, example: str) -> Any:
         """A run of a program on the server, which tells the calls that it made."""
