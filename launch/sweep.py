@@ -8,8 +8,8 @@ Any field of the configuration is an axis: ``config.`` in front of it may be lef
 or by ``|`` if a value contains commas; ``0:3`` are the whole numbers from 0 to 2. Intervals are over seeds. A sweep may
 grow: with further values or seeds the same folder is continued.
 
-Results: a table on the screen while it runs; sweep.html, sweep.md, sweep.csv and a PNG for each axis in the workdir; a
-run folder for every point. Equal requests of all points are paid only once.
+Results: a table on the screen while it runs; sweep.html, sweep.md, sweep.csv, points.jsonl (every test score) and a
+PNG for each axis in the workdir; a run folder for every point. Equal requests of all points are paid only once.
 
 Points run in processes of this machine, no two of which see the same accelerator; as tasks of a Ray cluster; or as one
 Slurm array, which goes on without this command. With Ray and Slurm, --workdir, the working folder and this package must
@@ -53,6 +53,7 @@ from optimas_jax.sweep.folder import SHARED, open_sweep, read_progress
 from optimas_jax.sweep.page import write_sweep_page
 from optimas_jax.sweep.plot import axes_of, draw
 from optimas_jax.sweep.points import Point, SweepError, read_points
+from optimas_jax.sweep.record import POINTS, write_results
 from optimas_jax.sweep.run import Results, remaining, run_points
 from optimas_jax.sweep.summary import csv_text, figures_of, summarize
 from optimas_jax.sweep.tables import markdown, table
@@ -138,7 +139,7 @@ def check_points(points: Sequence[Point]) -> None:
 @contextmanager
 def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], workdir: Path) -> Iterator[Show]:
     """Shows a table that is updated in place on a terminal; elsewhere prints a line for each point that has ended."""
-    seeds = {point.name: point.config.seed for point in points}
+    seeds = {point.name: point.seed for point in points}
     reported: set[str] = set()
     latest: tuple[Mapping[str, Any], Sequence[str]] = {}, ()
 
@@ -162,13 +163,14 @@ def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], wo
 
 
 def report(progress: ConsoleProgress, name: str, points: Sequence[Point], results: Results, workdir: Path) -> None:
-    """Prints the table, and writes sweep.html, sweep.md, sweep.csv and the pictures."""
+    """Prints the table, and writes sweep.html, sweep.md, sweep.csv, points.jsonl and the pictures."""
     rows = summarize(points, results)
     paid, used = len(ResultFiles(workdir / SHARED)), sum(len_of(workdir / point.name / TAPE) for point in points)
     shared = f"The points used {used:,} results of models and programs, of which {paid:,} were paid for."
     (workdir / "sweep.md").write_text(markdown(name, rows, shared), encoding="utf-8")
     page = write_sweep_page(workdir, name, rows, points, shared)
     (workdir / "sweep.csv").write_text(csv_text(points, results), encoding="utf-8")
+    write_results(workdir / POINTS, points, results, {"sweep": name})
     for axis in axes_of(rows):
         save(draw(rows, axis), workdir / f"{axis}.png")
     progress.table(table(name, rows))

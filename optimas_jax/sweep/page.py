@@ -10,14 +10,13 @@ from optimas_jax.report.page.grids import Cell, Grid, write_grids
 from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.show.page import link_to
 from optimas_jax.sweep.points import Point
-from optimas_jax.sweep.tables import COLUMNS, filled_columns, table_rows
+from optimas_jax.sweep.tables import CAPTION, COLUMNS, filled_columns, table_rows
 
 PAGE = "sweep.html"
 _INTERVAL = COLUMNS.index("95 % interval")
-_NUMBERS = ("seeds", "before", "after", "gain", "95 % interval", "search tokens", "seconds")
-_CAPTION = (
-    "Scores and gains on the test split. Intervals are 95 %, over seeds and questions; with one seed over questions "
-    "alone. Search tokens and seconds are means over seeds; a point that another one has paid for takes few."
+_NUMBERS = (
+    *("seeds", "before", "after", "gain", "95 % interval"),
+    *("difference to the first", "interval of the difference", "search tokens", "seconds"),
 )
 
 
@@ -33,7 +32,7 @@ def write_sweep_page(
     Raises:
       OSError: it cannot be written.
     """
-    seeds = {point.name: point.config.seed for point in points}
+    seeds = {point.name: point.seed for point in points}
     span = span_of(bound for row in rows if "gain" in row for bound in row["ci95"])
     cells = [
         [Cell(texts[0], _links(workdir, row["names"], seeds)), *_cells(row, texts, span)[1:]]
@@ -41,7 +40,7 @@ def write_sweep_page(
     ]
     shown = filled_columns(table_rows(rows))
     columns = [COLUMNS[index] for index in shown]
-    grid = Grid("settings", "Settings", _CAPTION, columns, _NUMBERS, [[line[i] for i in shown] for line in cells])
+    grid = Grid("settings", "Settings", CAPTION, columns, _NUMBERS, [[line[i] for i in shown] for line in cells])
     path = workdir / PAGE
     write_grids(path, f"Sweep of {title}", [f"{len(points)} points. {shared}"], [grid])
     return path

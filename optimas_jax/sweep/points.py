@@ -42,7 +42,11 @@ class Point:
     @property
     def setting(self) -> dict[str, Any]:
         """All overrides but the seed."""
-        return {path: value for path, value in self.overrides.items() if path != SEED}
+        return setting_of(self.overrides)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
 
     @property
     def name(self) -> str:
@@ -52,6 +56,11 @@ class Point:
         if name == text and len(name) <= _LONGEST_NAME:
             return name
         return f"{name[: _LONGEST_NAME - 21]}-{digest(dict(self.overrides))}"
+
+
+def setting_of(overrides: Overrides) -> dict[str, Any]:
+    """All overrides but the seed."""
+    return {path: value for path, value in overrides.items() if path != SEED}
 
 
 def read_points(base: Mapping[str, Any], sweep: str) -> tuple[Point, ...]:

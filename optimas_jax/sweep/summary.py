@@ -6,32 +6,44 @@ import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimas_jax.core.stats import interval
+from optimas_jax.core.stats import excludes_zero, interval
 from optimas_jax.sweep.points import Point
 
+if TYPE_CHECKING:
+    from optimas_jax.sweep.record import EndedPoint
+
+    AnyPoint = Point | EndedPoint
+Results = Mapping[str, Mapping[str, Any]]  # ``results.json`` or ``{"error": ...}`` by the name of a point
 _FIGURES = ("baseline", "optimized", "gain", "low", "high", "confirmed", "search_tokens", "seconds", "peak_mb", "error")
-_SEARCH = ("collect", "train", "optimize")  # phases of the search
+_QUESTIONS = ("benchmark", "data", "evaluate")  # fields whose overrides choose the test questions
+SEARCH = ("collect", "train", "optimize")  # phases of the search
 
 
-def summarize(points: Sequence[Point], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize(points: Sequence[AnyPoint], results: Results) -> list[dict[str, Any]]:
     """Figures of each setting, in the order of the points.
 
     Returns:
       Rows: ``setting``, its ``overrides`` without the seed, ``points`` and their ``names``, ``seeds`` that have a
       result, ``errors`` by seed; and with a result ``gain`` on the test split, its ``ci95`` over seeds and questions
       (of one seed over questions), ``gains`` by seed, ``baseline``, ``optimized``, ``confirmed`` (number of seeds),
-      mean ``search_tokens`` and ``seconds``.
+      mean ``search_tokens`` and ``seconds``; and after the first setting ``difference`` of the score to it, with
+      ``difference_ci95``, on the seeds that both have, if both have the same test questions; and whether it is
+      ``shown`` (``stats.excludes_zero``; None for one seed).
     """
     names = short_names([path for point in points for path in point.setting])
-    settings: dict[str, list[Point]] = {}
+    settings: dict[str, list[AnyPoint]] = {}
     for point in points:
         setting = ", ".join(f"{names[path]}={value}" for path, value in point.setting.items()) or "as it is"
         settings.setdefault(setting, []).append(point)
-    return [_row(setting, of_setting, results) for setting, of_setting in settings.items()]
+    first = next(iter(settings.values()), [])
+    return [
+        {**_row(setting, of_setting, results), **({} if of_setting is first else _against(first, of_setting, results))}
+        for setting, of_setting in settings.items()
+    ]
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -46,9 +58,9 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def _row(setting: str, points: Sequence[Point], results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    ended = {point.config.seed: results[point.name] for point in points if point.name in results}
-    done = {seed: result for seed, result in ended.items() if "error" not in result}
+def _row(setting: str, points: Sequence[AnyPoint], results: Results) -> dict[str, Any]:
+    ended = {point.seed: results[point.name] for point in points if point.name in results}
+    done = _done(points, results)
     row: dict[str, Any] = {
         "setting": setting,
         "overrides": points[0].setting,
@@ -74,6 +86,31 @@ def _row(setting: str, points: Sequence[Point], results: Mapping[str, Mapping[st
     }
 
 
+def _done(points: Sequence[AnyPoint], results: Results) -> dict[int, Mapping[str, Any]]:
+    """Results by seed, without those of points that failed."""
+    ended = {point.seed: results[point.name] for point in points if point.name in results}
+    return {seed: result for seed, result in ended.items() if "error" not in result}
+
+
+def _against(first: Sequence[AnyPoint], points: Sequence[AnyPoint], results: Results) -> dict[str, Any]:
+    """``difference``, ``difference_ci95`` and ``shown``; nothing without a common seed or with other questions."""
+    ours, theirs = _done(first, results), _done(points, results)
+    seeds = [seed for seed in theirs if seed in ours]
+    if not seeds or _questions(first[0]) != _questions(points[0]):
+        return {}
+    differences = [
+        np.subtract(theirs[seed]["optimized"]["scores"], ours[seed]["optimized"]["scores"]) for seed in seeds
+    ]
+    mean, ci95 = interval(differences)
+    shown = excludes_zero(differences) if len(seeds) > 1 else None
+    return {"difference": mean, "difference_ci95": ci95, "shown": shown}
+
+
+def _questions(point: AnyPoint) -> dict[str, Any]:
+    """The overrides that choose the test questions."""
+    return {path: value for path, value in point.setting.items() if path.split(".")[0] in _QUESTIONS}
+
+
 def figures_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of one point (``_FIGURES``) from its ``results.json``."""
     if "error" in result:
@@ -96,11 +133,11 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _search_tokens(ledger: Mapping[str, Mapping[str, Mapping[str, float]]]) -> int:
     """Prompt and completion tokens of the search, answers from the tape included."""
-    costs = [cost for phase in _SEARCH for cost in ledger.get(phase, {}).values()]
+    costs = [cost for phase in SEARCH for cost in ledger.get(phase, {}).values()]
     return int(sum(cost["prompt_tokens"] + cost["completion_tokens"] for cost in costs))
 
 
-def csv_text(points: Sequence[Point], results: Mapping[str, Mapping[str, Any]]) -> str:
+def csv_text(points: Sequence[Point], results: Results) -> str:
     """One row for each point: its overrides, then ``_FIGURES``."""
     paths = list(dict.fromkeys(path for point in points for path in point.overrides))
     text = io.StringIO()

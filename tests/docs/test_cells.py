@@ -30,5 +30,16 @@ def test_a_figure_of_the_cells_reaches_the_page(tmp_path):
     assert tool.with_tables(new, tmp_path) == new
 
 
+def test_a_table_of_a_sweep_is_made_from_its_points(tmp_path):
+    scores = {"mean": 0.5, "scores": [0.5, 0.5]}
+    figures = {"baseline": scores, "optimized": scores, "gain": {"mean": 0.0, "ci95": [0.0, 0.0]}, "ledger": {}}
+    figures |= {"confirmed": None, "wall_seconds": 1.0, "peak_rss_mb": 1}
+    points = [{"point": name, "seed": 0, "overrides": {"rounds": name}, **figures} for name in "ab"]
+    rows = [{"sweep": "hotpotqa"}, *points]
+    (tmp_path / "small.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = tool.with_tables("<!-- cells: small -->\n<!-- end of cells -->\n", tmp_path)
+    assert "| rounds=a | 1/1 | 0.500 |" in page and "| rounds=b |" in page
+
+
 def row(seed, score):
     return {"optimizer": "ours", "seed": seed, **cell([score, score])}

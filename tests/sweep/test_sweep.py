@@ -17,6 +17,7 @@ from optimas_jax.loop.config import parse_config, with_overrides
 from optimas_jax.sweep.folder import open_sweep
 from optimas_jax.sweep.plot import axes_of, draw, lines_of
 from optimas_jax.sweep.points import Point, SweepError, read_points
+from optimas_jax.sweep.record import read_results, write_results
 from optimas_jax.sweep.run import run_points
 from optimas_jax.sweep.summary import csv_text, short_names, summarize
 from optimas_jax.sweep.tables import markdown, table
@@ -106,6 +107,28 @@ def test_figures_are_means_over_seeds_with_intervals_over_seeds_and_questions(tm
     [row, _] = summarize(POINTS, {NAMES[0]: {"error": "a\nno room"}})
     assert row["seeds"] == [] and "gain" not in row
     assert "seed 0 failed: no room" in markdown("t", [row], "Shared.")
+
+
+def test_settings_are_compared_with_the_first_on_the_same_seeds_and_questions():
+    results = {name: result(gains) for name, gains in GAINS.items()}
+    [first, second] = summarize(POINTS, results)
+    differences = [np.subtract(GAINS[NAMES[2 + seed]], GAINS[NAMES[seed]]) for seed in (0, 1)]
+    assert "difference" not in first and second["difference"] == pytest.approx(-0.25)
+    assert second["difference_ci95"] == pytest.approx(two_level_interval(differences)[1]) and not second["shown"]
+    assert "-0.250" in markdown("t", [first, second], "") and ", not shown |" in markdown("t", [first, second], "")
+    [_, alone] = summarize(POINTS, {name: results[name] for name in NAMES if name != NAMES[2]})
+    assert alone["difference"] == pytest.approx(np.mean([-0.1, -0.5])) and alone["shown"] is None
+    others = read_points(BASE, "data.seed=1,2 seed=0:2")
+    [_, other_questions] = summarize(others, {point.name: result([0.1, 0.2]) for point in others})
+    assert "difference" not in other_questions
+
+
+def test_the_figures_of_a_sweep_can_be_published_and_read_again(tmp_path):
+    results = {name: result(gains) for name, gains in GAINS.items()} | {NAMES[3]: {"error": "no room"}}
+    write_results(tmp_path / "points.jsonl", POINTS, results, {"sweep": "hotpotqa:smoke"})
+    points, again, about = read_results(tmp_path / "points.jsonl")
+    assert about == {"sweep": "hotpotqa:smoke"} and [point.name for point in points] == NAMES
+    assert summarize(points, again) == summarize(POINTS, results)
 
 
 def test_the_file_has_a_row_for_each_point(tmp_path):
