@@ -27,23 +27,30 @@ def summarize(points: Sequence[AnyPoint], results: Results) -> list[dict[str, An
     """Figures of each setting, in the order of the points.
 
     Returns:
-      Rows: ``setting``, its ``overrides`` without the seed, ``points`` and their ``names``, ``seeds`` that have a
-      result, ``errors`` by seed; and with a result ``gain`` on the test split, its ``ci95`` over seeds and questions
-      (of one seed over questions), ``gains`` by seed, ``baseline``, ``optimized``, ``confirmed`` (number of seeds),
-      mean ``search_tokens`` and ``seconds``; and after the first setting ``difference`` of the score to it, with
+      Rows: ``setting``, in words of the fields that differ, its ``overrides`` without the seed, ``points`` and their
+      ``names``, ``seeds`` that have a result, ``errors`` by seed; and with a result ``gain`` on the test split, its
+      ``ci95`` over seeds and questions (of one seed over questions), ``gains`` by seed, ``baseline``,
+      ``optimized``, ``confirmed`` (number of seeds), mean ``search_tokens`` and ``seconds``; and after the first setting ``difference`` of the score to it, with
       ``difference_ci95``, on the seeds that both have, if both have the same test questions; and whether it is
       ``shown`` (``stats.excludes_zero``; None for one seed).
     """
-    names = short_names([path for point in points for path in point.setting])
+    names = short_names(_differing(points))
     settings: dict[str, list[AnyPoint]] = {}
     for point in points:
-        setting = ", ".join(f"{names[path]}={value}" for path, value in point.setting.items()) or "as it is"
+        values = {name: point.setting[path] for path, name in names.items() if path in point.setting}
+        setting = ", ".join(f"{name}={value}" for name, value in values.items()) or "as it is"
         settings.setdefault(setting, []).append(point)
     first = next(iter(settings.values()), [])
     return [
         {**_row(setting, of_setting, results), **({} if of_setting is first else _against(first, of_setting, results))}
         for setting, of_setting in settings.items()
     ]
+
+
+def _differing(points: Sequence[AnyPoint]) -> list[str]:
+    """Overridden fields with several values; all overridden fields where none has."""
+    paths = list(dict.fromkeys(path for point in points for path in point.setting))
+    return [path for path in paths if len({str(point.setting.get(path)) for point in points}) > 1] or paths
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:

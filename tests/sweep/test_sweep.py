@@ -123,6 +123,13 @@ def test_settings_are_compared_with_the_first_on_the_same_seeds_and_questions():
     assert "difference" not in other_questions
 
 
+def test_settings_are_named_by_what_differs():
+    points = read_points(BASE, "optimize.gate.kind=strict,paired optimize.iterations=2 seed=0:2")
+    assert [row["setting"] for row in summarize(points, {})] == ["kind=strict", "kind=paired"]
+    [row] = summarize(read_points(BASE, "optimize.iterations=2 seed=0:2"), {})
+    assert row["setting"] == "iterations=2" and row["overrides"] == {"optimize.iterations": 2}
+
+
 def test_the_figures_of_a_sweep_can_be_published_and_read_again(tmp_path):
     results = {name: result(gains) for name, gains in GAINS.items()} | {NAMES[3]: {"error": "no room"}}
     write_results(tmp_path / "points.jsonl", POINTS, results, {"sweep": "hotpotqa:smoke"})
