@@ -27,12 +27,12 @@ def summarize(points: Sequence[AnyPoint], results: Results) -> list[dict[str, An
     """Figures of each setting, in the order of the points.
 
     Returns:
-      Rows: ``setting``, in words of the fields that differ, its ``overrides`` without the seed, ``points`` and their
-      ``names``, ``seeds`` that have a result, ``errors`` by seed; and with a result ``gain`` on the test split, its
-      ``ci95`` over seeds and questions (of one seed over questions), ``gains`` by seed, ``baseline``,
-      ``optimized``, ``confirmed`` (number of seeds), mean ``search_tokens`` and ``seconds``; and after the first setting ``difference`` of the score to it, with
-      ``difference_ci95``, on the seeds that both have, if both have the same test questions; and whether it is
-      ``shown`` (``stats.excludes_zero``; None for one seed).
+      Rows: ``setting``, in words of the fields that differ; its ``overrides`` without the seed; ``points`` and their
+      ``names``; ``seeds`` that have a result; ``errors`` by seed. With a result, too: ``gain`` on the test split and
+      its ``ci95`` over seeds and questions (of one seed over questions), ``gains`` by seed, ``baseline``,
+      ``optimized``, ``confirmed`` (number of seeds), mean ``search_tokens`` and ``seconds``. After the first setting,
+      if both have the same test questions: ``difference`` of the score to it and ``difference_ci95``, on the seeds that
+      both have, and whether it is ``shown`` (``stats.excludes_zero``; None for one seed).
     """
     names = short_names(_differing(points))
     settings: dict[str, list[AnyPoint]] = {}
