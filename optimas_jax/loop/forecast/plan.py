@@ -32,7 +32,7 @@ from optimas_jax.traces.read import read_traces
 LOW = World(changes=0.3, differs=1.0, before=1.0, after=0.0, usable=0.3, length=0.2, speed=0.5)
 EXPECTED = World(changes=0.45, differs=0.5, before=0.2, after=0.8, usable=0.7, length=0.6)
 HIGH = World(changes=1.0, differs=0.2, before=0.5, after=0.5, accepts=True, length=1.0, speed=2.0)
-_TIMES = 5  # rehearsals of a usual run
+_TIMES, _LARGE = 5, 10_000  # rehearsals of a usual run; calls of a rehearsal above which one is enough
 _MOST, _FEW = 8, 4  # most iterations rehearsed in full, and number of rehearsed iterations of a longer search
 _PROGRAM = "a program is not run for its plan, which assumes one call of every component in a run"
 
@@ -181,7 +181,10 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
         other = dataclasses.replace(short, seed=config.seed + number)
         return rehearse(other, system, data, (PROBE,) if stage == PROBE else STAGES, world, model, hooks)
 
-    rehearsals = [rehearsed(LOW), _usual([rehearsed(EXPECTED, number) for number in range(_TIMES)]), rehearsed(HIGH)]
+    expected = [rehearsed(EXPECTED)]
+    if _calls(expected[0]) <= _LARGE:
+        expected += [rehearsed(EXPECTED, number) for number in range(1, _TIMES)]
+    rehearsals = [rehearsed(LOW), _usual(expected), rehearsed(HIGH)]
     unmetered = [name for name, component in system.by_name.items() if not component.metered]
     unknown = [*notes, *([_PROGRAM] if system.program is not None else []), *([_HOOKS] if hooks.titles else [])]
     unknown += [f"no price of {spec} is known: its dollars are not counted" for spec in without_price(config, choices)]
@@ -197,10 +200,11 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
 def _usual(rehearsals: Sequence[Rehearsal]) -> Rehearsal:
     """The rehearsal with the median number of calls: which component is improved, and whether a gain is confirmed, are
     drawn anew in each."""
-    by_calls = sorted(
-        rehearsals, key=lambda rehearsal: sum(total(roles.values()).calls for roles in rehearsal.used.values())
-    )
-    return by_calls[len(by_calls) // 2]
+    return sorted(rehearsals, key=_calls)[len(rehearsals) // 2]
+
+
+def _calls(rehearsal: Rehearsal) -> int:
+    return sum(total(roles.values()).calls for roles in rehearsal.used.values())
 
 
 def _shortened(config: RunConfig) -> RunConfig:
