@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,11 +19,12 @@ from optimas_jax.engine.pool import use_compilation_cache
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig
-from optimas_jax.parallel.platform import default_compute, free_memory
+from optimas_jax.parallel.platform import default_compute, free_memory, return_free_memory
 
 TOGETHER = (1, 8, 32)  # requests in flight together
 LENGTHS = (128, 768)  # tokens of a prompt
-_TOKENS, _CALLS = 8, 4  # tokens of a measured call, and number of calls
+_TOKENS, _CALLS = 8, 5  # tokens of a measured call, and number of calls
+_FEWEST = 4  # layers that are measured of a large model
 _LARGEST = 1 << 30  # bytes of the weights that are measured whole; of larger models only some layers are
 
 
@@ -55,15 +57,24 @@ def measure_engine(config: BackboneConfig) -> EngineSpeed:
 
     Takes about 10 s for SmolLM2-135M on two processor cores, and three times as long before its programs are in the
     compilation cache. Of a model above 1 GiB two numbers of layers are measured, from which the others follow.
+
+    Raises:
+      MemoryError: if these layers take more than half of the free memory.
     """
     use_compilation_cache(cache_dir() / "xla")
-    of_layer = _weight_bytes(config, 2) - _weight_bytes(config, 1)
-    room = (_LARGEST - _weight_bytes(config, 1)) // of_layer
-    depth = min(config.num_layers, max(1 + room, 2))
-    speed = _measure(dataclasses.replace(config, num_layers=depth))
+    of_layer = _weight_bytes(_with_layers(config, 2)) - _weight_bytes(_with_layers(config, 1))
+    room = (_LARGEST - _weight_bytes(_with_layers(config, 1))) // of_layer
+    depth = min(config.num_layers, max(1 + room, _FEWEST))
+    needed, free = _weight_bytes(_with_layers(config, depth)), free_memory(jax.devices()[0])
+    if free is not None and needed > free / 2:
+        raise MemoryError(
+            f"measuring {depth} of {config.num_layers} layers takes {needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB "
+            "are free, half of which may be taken"
+        )
+    speed = _measure(_with_layers(config, depth))
     if depth == config.num_layers:
         return speed
-    half = _measure(dataclasses.replace(config, num_layers=depth // 2))
+    half = _measure(_with_layers(config, depth // 2))
     more = (config.num_layers - depth) / (depth - depth // 2)
 
     def extrapolated(value: float, at_half: float) -> float:
@@ -76,8 +87,15 @@ def measure_engine(config: BackboneConfig) -> EngineSpeed:
     )
 
 
-def _weight_bytes(config: BackboneConfig, depth: int) -> int:
-    shapes = abstract_params(dataclasses.replace(config, num_layers=depth), default_compute())
+def _with_layers(config: BackboneConfig, depth: int) -> BackboneConfig:
+    """The model with its first layers alone."""
+    kinds = config.layer_kinds[:depth]
+    window = config.window if "sliding" in kinds else 0
+    return dataclasses.replace(config, num_layers=depth, layer_kinds=kinds, window=window)
+
+
+def _weight_bytes(config: BackboneConfig) -> int:
+    shapes = abstract_params(config, default_compute())
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
@@ -85,10 +103,14 @@ def _measure(config: BackboneConfig) -> EngineSpeed:
     network = Network(config, default_compute())
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.02, leaf.dtype), abstract_params(config, network.compute))
     # Every answer goes on to its limit: no token ends it.
-    tokenizer = dataclasses.replace(load_tokenizer(resolve("random:0"), config.vocab_size), eos_ids=())
+    tokenizer = dataclasses.replace(load_tokenizer(resolve("random:0")), eos_ids=())
     sampler = Sampler(with_caches(network, free_memory(jax.devices()[0])), params, tokenizer)
     step = tuple(tuple(_step_seconds(sampler, together, length) for length in LENGTHS) for together in TOGETHER)
-    return EngineSpeed(_prompt_seconds(sampler), step)
+    speed = EngineSpeed(_prompt_seconds(sampler), step)
+    del sampler, params
+    gc.collect()  # a sampler and its caches refer to each other, and would keep the weights
+    return_free_memory()
+    return speed
 
 
 def _step_seconds(sampler: Sampler, together: int, length: int) -> float:
@@ -119,7 +141,8 @@ def _seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def _linear(x: float, at: Sequence[float], values: Sequence[float]) -> float:
-    """The line through the two values around ``x``, or through the last or first two beyond them; at least 0."""
+    """The line through the two values around ``x``, or beyond them through the last or first two, none of which falls:
+    more requests or longer prompts never take less time, and where they seem to, it is noise."""
     index = int(np.clip(np.searchsorted(at, x), 1, len(at) - 1))
-    slope = (values[index] - values[index - 1]) / (at[index] - at[index - 1])
+    slope = max(values[index] - values[index - 1], 0.0) / (at[index] - at[index - 1])
     return max(values[index - 1] + slope * (x - at[index - 1]), 0.0)

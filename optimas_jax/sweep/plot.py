@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from optimas_jax.sweep.summary import differing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -13,17 +15,17 @@ _MOST_LINES = 10  # as many as there are colours
 
 def axes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Fields that differ between the settings; the first overridden field where none does."""
-    paths = list(dict.fromkeys(path for row in rows for path in row["overrides"]))
-    differing = [path for path in paths if len({str(row["overrides"].get(path)) for row in rows}) > 1]
-    return differing or paths[:1] or ["setting"]
+    overrides = [row["overrides"] for row in rows]
+    return differing(overrides) or [path for setting in overrides for path in setting][:1] or ["setting"]
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]], axis: str) -> dict[str, list[Mapping[str, Any]]]:
     """Rows with a result by the values of all other axes, as text."""
+    axes = axes_of(rows)
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if "gain" in row:
-            others = {path: value for path, value in row["overrides"].items() if path != axis}
+            others = {path: value for path, value in row["overrides"].items() if path in axes and path != axis}
             lines.setdefault(", ".join(f"{path}={value}" for path, value in others.items()), []).append(row)
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,25 +33,43 @@ def summarize(points: Sequence[AnyPoint], results: Results) -> list[dict[str, An
       its ``ci95`` over seeds and questions (of one seed over questions), ``gains`` by seed, ``baseline``,
       ``optimized``, ``confirmed`` (number of seeds), mean ``search_tokens`` and ``seconds``. After the first setting,
       if both have the same test questions: ``difference`` of the score to it and ``difference_ci95``, on the seeds that
-      both have, and whether it is ``shown`` (``stats.excludes_zero``; None for one seed).
+      both have (``compared``), and whether it is ``shown`` (``stats.excludes_zero``; None for one seed); otherwise
+      ``apart``, why there is no difference.
     """
-    names = short_names(_differing(points))
+    names = short_names(differing([point.setting for point in points]))
     settings: dict[str, list[AnyPoint]] = {}
     for point in points:
-        values = {name: point.setting[path] for path, name in names.items() if path in point.setting}
-        setting = ", ".join(f"{name}={value}" for name, value in values.items()) or "as it is"
-        settings.setdefault(setting, []).append(point)
+        settings.setdefault(_exact(point.setting), []).append(point)
     first = next(iter(settings.values()), [])
     return [
-        {**_row(setting, of_setting, results), **({} if of_setting is first else _against(first, of_setting, results))}
-        for setting, of_setting in settings.items()
+        {
+            **_row(_words(of_setting[0].setting, names), of_setting, results),
+            **({} if of_setting is first else _against(first, of_setting, results)),
+        }
+        for of_setting in settings.values()
     ]
 
 
-def _differing(points: Sequence[AnyPoint]) -> list[str]:
-    """Overridden fields with several values; all overridden fields where none has."""
-    paths = list(dict.fromkeys(path for point in points for path in point.setting))
-    return [path for path in paths if len({str(point.setting.get(path)) for point in points}) > 1] or paths
+def differing(overrides: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Paths of the fields that are not overridden by the same value in all of ``overrides``."""
+    paths = dict.fromkeys(path for setting in overrides for path in setting)
+    return [
+        path for path in paths if len({_exact(setting[path]) if path in setting else "" for setting in overrides}) > 1
+    ]
+
+
+def _exact(value: Any) -> str:
+    """A text that differs where values do: 1 and "1" are two."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _words(setting: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """A setting in words of the fields that differ (``names`` by path); of all of its fields where it has none of
+    them."""
+    if not any(path in names for path in setting):
+        names = short_names([*setting])
+    values = {names[path]: value for path, value in setting.items() if path in names}
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "as it is"
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -100,17 +119,22 @@ def _done(points: Sequence[AnyPoint], results: Results) -> dict[int, Mapping[str
 
 
 def _against(first: Sequence[AnyPoint], points: Sequence[AnyPoint], results: Results) -> dict[str, Any]:
-    """``difference``, ``difference_ci95`` and ``shown``; nothing without a common seed or with other questions."""
+    """``difference``, ``difference_ci95``, ``shown`` and ``compared`` (number of seeds); or ``apart``, why there is
+    none."""
     ours, theirs = _done(first, results), _done(points, results)
     seeds = [seed for seed in theirs if seed in ours]
-    if not seeds or _questions(first[0]) != _questions(points[0]):
+    if not theirs:
         return {}
+    if _questions(first[0]) != _questions(points[0]):
+        return {"apart": "other questions than the first"}
+    if not seeds:
+        return {"apart": "no seed with a result of the first"}
     differences = [
         np.subtract(theirs[seed]["optimized"]["scores"], ours[seed]["optimized"]["scores"]) for seed in seeds
     ]
     mean, ci95 = interval(differences)
     shown = excludes_zero(differences) if len(seeds) > 1 else None
-    return {"difference": mean, "difference_ci95": ci95, "shown": shown}
+    return {"difference": mean, "difference_ci95": ci95, "shown": shown, "compared": len(seeds)}
 
 
 def _questions(point: AnyPoint) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def table_rows(rows: Sequence[Mapping[str, Any]], running: Mapping[str, str] | N
 
 def _cells(row: Mapping[str, Any], doing: str) -> list[str]:
     errors = [f"seed {seed} failed: {error.strip().splitlines()[-1]}" for seed, error in row["errors"].items()]
-    remarks = "; ".join([*errors, *filter(None, [doing])])
+    remarks = "; ".join([*errors, *filter(None, [doing, row.get("apart", "")])])
     seeds = f"{len(row['seeds'])}/{row['points']}"
     if "gain" not in row:
         return [row["setting"], seeds, *[""] * (len(COLUMNS) - 3), remarks]
@@ -70,7 +70,8 @@ def _cells(row: Mapping[str, Any], doing: str) -> list[str]:
 def _difference_interval(row: Mapping[str, Any]) -> str:
     if "difference" not in row:
         return ""
-    return interval(row["difference_ci95"]) + (", not shown" if row["shown"] is False else "")
+    seeds = "" if row["compared"] == len(row["seeds"]) > 1 else f", {row['compared']} seed{'s' * (row['compared'] > 1)}"
+    return interval(row["difference_ci95"]) + seeds + (", not shown" if row["shown"] is False else "")
 
 
 def filled_columns(cells: Sequence[Sequence[str]]) -> list[int]:

@@ -27,6 +27,32 @@ def test_a_large_model_follows_from_some_of_its_layers(monkeypatch):
     monkeypatch.setattr(speeds, "_measure", measure)
     deep = dataclasses.replace(CONFIG, num_layers=100)
     assert measure_engine(deep).prompt == 201.0
-    monkeypatch.setattr(speeds, "_LARGEST", speeds._weight_bytes(CONFIG, 10))
+    monkeypatch.setattr(speeds, "_LARGEST", speeds._weight_bytes(speeds._with_layers(deep, 10)))
     measured = measure_engine(deep)
     assert measured.prompt == pytest.approx(201.0) and measured.step[2][1] == pytest.approx(201.0)
+
+
+def test_layers_of_several_kinds_are_measured_in_their_order():
+    kinds = ("unrotated", "full", "sliding", "full", "full")
+    config = dataclasses.replace(CONFIG, num_layers=5, layer_kinds=kinds, window=64)
+    assert speeds._with_layers(config, 3).layer_kinds == kinds[:3] and speeds._with_layers(config, 3).window == 64
+    assert speeds._with_layers(config, 2).window == 0
+    assert measured(config, lambda config: EngineSpeed(float(config.num_layers), ((1.0,) * 2,) * 3)).prompt == 5.0
+
+
+def measured(config, measure):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speeds, "_measure", measure)
+        return measure_engine(config)
+
+
+def test_a_model_without_room_is_not_measured(monkeypatch):
+    monkeypatch.setattr(speeds, "free_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match="measuring 2 of 2 layers"):
+        measure_engine(dataclasses.replace(CONFIG, num_layers=2))
+
+
+def test_noise_makes_no_step_shorter_than_one_of_fewer_requests_or_shorter_prompts():
+    speed = EngineSpeed(0.0, ((0.0102, 0.0098), (0.02, 0.02), (0.01, 0.05)))
+    assert speed.step_seconds(1, 20_000) == pytest.approx(0.0102)
+    assert speed.step_seconds(100, 128) == pytest.approx(0.02)

@@ -120,12 +120,17 @@ def test_settings_are_compared_with_the_first_on_the_same_seeds_and_questions():
     assert alone["difference"] == pytest.approx(np.mean([-0.1, -0.5])) and alone["shown"] is None
     others = read_points(BASE, "data.seed=1,2 seed=0:2")
     [_, other_questions] = summarize(others, {point.name: result([0.1, 0.2]) for point in others})
-    assert "difference" not in other_questions
+    assert "difference" not in other_questions and other_questions["apart"] == "other questions than the first"
+    assert ", 1 seed |" in markdown("t", [first, alone], "")
+    assert "other questions" in markdown("t", [first, other_questions], "")
 
 
 def test_settings_are_named_by_what_differs():
     points = read_points(BASE, "optimize.gate.kind=strict,paired optimize.iterations=2 seed=0:2")
     assert [row["setting"] for row in summarize(points, {})] == ["kind=strict", "kind=paired"]
+    some = [{"optimize.iterations": 3}, {"optimize.iterations": 3, "optimize.rounds": 1}]
+    points = [Point(row, parse_config(with_overrides(BASE, row))) for row in some]
+    assert [row["setting"] for row in summarize(points, {})] == ["iterations=3", "rounds=1"]
     [row] = summarize(read_points(BASE, "optimize.iterations=2 seed=0:2"), {})
     assert row["setting"] == "iterations=2" and row["overrides"] == {"optimize.iterations": 2}
 

@@ -32,7 +32,7 @@ from optimas_jax.traces.read import read_traces
 LOW = World(changes=0.3, differs=1.0, before=1.0, after=0.0, usable=0.3, length=0.2, speed=0.5)
 EXPECTED = World(changes=0.45, differs=0.5, before=0.2, after=0.8, usable=0.7, length=0.6)
 HIGH = World(changes=1.0, differs=0.2, before=0.5, after=0.5, accepts=True, length=1.0, speed=2.0)
-_TIMES, _LARGE = 5, 10_000  # rehearsals of a usual run; calls of a rehearsal above which one is enough
+_TIMES, _LARGE = 5, 10_000  # rehearsals of a usual run; calls above which one is enough
 _MOST, _FEW = 8, 4  # most iterations rehearsed in full, and number of rehearsed iterations of a longer search
 _PROGRAM = "a program is not run for its plan, which assumes one call of every component in a run"
 
@@ -179,7 +179,8 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     def rehearsed(world: World, number: int = 0) -> Rehearsal:
         model = ImaginedModel(world, count, make_waits(), own_prices(config))
         other = dataclasses.replace(short, seed=config.seed + number)
-        return rehearse(other, system, data, (PROBE,) if stage == PROBE else STAGES, world, model, hooks)
+        stages = (PROBE,) if stage == PROBE else STAGES
+        return _at_length(rehearse(other, system, data, stages, world, model, hooks), config)
 
     expected = [rehearsed(EXPECTED)]
     if _calls(expected[0]) <= _LARGE:
@@ -192,7 +193,6 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     unknown += [
         f"{name} may ask a model by a client of its own: its tokens and dollars are unknown" for name in unmetered
     ]
-    rehearsals = [_at_length(rehearsal, config) for rehearsal in rehearsals]
     host = _forecast(rehearsals, startup, config, (*unknown, *unsure))
     return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host, device)
 

