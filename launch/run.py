@@ -158,8 +158,8 @@ def plan(config: RunConfig, workdir: Path) -> None:
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.run import report_plan
 
-    planned = plan_run(config, _STAGE.value, devices=_DEVICES.value)
     progress = ConsoleProgress()
+    planned = plan_run(config, _STAGE.value, devices=_DEVICES.value, progress=progress)
     has_results = _STAGE.value != PROBE and not planned.save(workdir)
     report_plan(planned.to_json(), progress)
     if has_results:

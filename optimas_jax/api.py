@@ -193,7 +193,7 @@ def plan(
     declared, settings, benchmark = _prepared(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
-    planned = plan_run(settings, benchmark=benchmark, devices=devices)
+    planned = plan_run(settings, benchmark=benchmark, devices=devices, progress=shown)
     planned.save(Path(workdir or f"runs/{declared.name}"))
     if isinstance(shown, ConsoleProgress):
         report_plan(planned.to_json(), shown)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.modules import find_benchmark, title
+from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Limit, Usage
 from optimas_jax.llm.providers import models_named
@@ -16,7 +17,7 @@ from optimas_jax.loop.budget import total
 from optimas_jax.loop.config import PROBE, STAGES, RunConfig, key_of
 from optimas_jax.loop.forecast.device import DevicePlan, plan_on
 from optimas_jax.loop.forecast.imagined import World
-from optimas_jax.loop.forecast.rates import counter_of, waits_of
+from optimas_jax.loop.forecast.rates import counter_of, timed_models, waits_of
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import in_order
@@ -147,13 +148,20 @@ class Plan:
         )
 
 
-def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devices: str = "") -> Plan:
+def plan_run(
+    config: RunConfig,
+    stage: str = "all",
+    benchmark: Any = None,
+    devices: str = "",
+    progress: Progress | None = None,
+) -> Plan:
     """Plans a run, or the probe before it. Needs no key, no download and no model.
 
     Args:
       stage: ``probe``, or any other for the whole run.
       benchmark: replaces the one that the configuration names.
       devices: name of the devices for which local models are planned (``parallel.devices.devices_named``); "" for none.
+      progress: gets a line before each part that takes seconds; None shows nothing.
 
     Raises:
       ValueError, StopRun: as the run itself before it spends anything, except for missing keys.
@@ -173,7 +181,11 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     check_measurable(config, system)
     models = tuple(dict.fromkeys(answering(config, choices)))
     count, estimated = counter_of(models)
+    say = progress.line if progress is not None else _nothing
+    if timed := timed_models(models):
+        say(f"timing {', '.join(timed)} on this machine")
     make_waits, startup, unsure = waits_of(models)
+    say("rehearsing the run")
     short = dataclasses.replace(_shortened(config), traces="")
 
     def rehearsed(world: World, number: int = 0) -> Rehearsal:
@@ -195,6 +207,10 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     ]
     host = _forecast(rehearsals, startup, config, (*unknown, *unsure))
     return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host, device)
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def _usual(rehearsals: Sequence[Rehearsal]) -> Rehearsal:

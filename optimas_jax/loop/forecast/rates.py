@@ -107,6 +107,11 @@ def _common(text: str, other: str) -> int:
 _of_this_machine = functools.lru_cache(measure_engine)
 
 
+def timed_models(models: Iterable[str]) -> list[str]:
+    """The local models among ``models``, without random ones, whose answers take no time."""
+    return [spec for spec in models if not provider(spec) and not spec.startswith("random:")]
+
+
 def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[str, ...]]:
     """Estimates of the seconds of answers; the engine is measured now for every local model.
 
@@ -119,9 +124,7 @@ def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[s
     """
     local = [spec for spec in models if not provider(spec)]
     speeds, unknown = {}, []
-    for spec in local:
-        if spec.startswith("random:"):
-            continue
+    for spec in timed_models(local):
         config, factor = _sizes(spec), 1.0
         if config is None:
             size = parameters_of(spec)

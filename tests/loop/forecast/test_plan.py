@@ -127,6 +127,11 @@ def test_ranges_hold_what_is_expected_and_add_up() -> None:
     assert host.total.expected.calls == sum(sum(roles.values()) for roles in host.calls.values())
 
 
+def test_a_plan_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    plan_run(config_of(iterations=0), benchmark=TWO, progress=ConsoleProgress())
+    assert capsys.readouterr().out.splitlines() == ["rehearsing the run"]  # nothing is timed of random models
+
+
 def test_the_usual_rehearsal_has_the_median_number_of_calls() -> None:
     rehearsals = [
         Rehearsal({"collect": {"a": Usage(calls=calls)}, "confirm": {"a": Usage(calls=1)}}) for calls in (9, 2, 5)
