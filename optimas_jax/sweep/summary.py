@@ -28,7 +28,7 @@ def summarize(points: Sequence[AnyPoint], results: Results) -> list[dict[str, An
     """Figures of each setting, in the order of the points.
 
     Returns:
-      Rows: ``setting``, in words of the fields that differ; its ``overrides`` without the seed; ``points`` and their
+      Rows: ``setting``, the fields that differ as text; its ``overrides`` without the seed; ``points`` and their
       ``names``; ``seeds`` that have a result; ``errors`` by seed. With a result, too: ``gain`` on the test split and
       its ``ci95`` over seeds and questions (of one seed over questions), ``gains`` by seed, ``baseline``,
       ``optimized``, ``confirmed`` (number of seeds), mean ``search_tokens`` and ``seconds``. After the first setting,
@@ -64,8 +64,8 @@ def _exact(value: Any) -> str:
 
 
 def _words(setting: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """A setting in words of the fields that differ (``names`` by path); of all of its fields where it has none of
-    them."""
+    """A setting as text: the fields that differ (``names`` by path), or all of its fields where it has none of
+    these."""
     if not any(path in names for path in setting):
         names = short_names([*setting])
     values = {names[path]: value for path, value in setting.items() if path in names}
