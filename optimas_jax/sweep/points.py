@@ -58,6 +58,20 @@ class Point:
         return f"{name[: _LONGEST_NAME - 21]}-{digest(dict(self.overrides))}"
 
 
+@dataclasses.dataclass(frozen=True)
+class EndedPoint:
+    """A point that is read from a file (``sweep.record``): ``Point`` without its configuration."""
+
+    overrides: Overrides
+    name: str
+    seed: int
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """All overrides but the seed."""
+        return setting_of(self.overrides)
+
+
 def setting_of(overrides: Overrides) -> dict[str, Any]:
     """All overrides but the seed."""
     return {path: value for path, value in overrides.items() if path != SEED}

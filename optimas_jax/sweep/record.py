@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.folder.files import read_rows
-from optimas_jax.sweep.points import Overrides, Point, setting_of
+from optimas_jax.sweep.points import EndedPoint, Point
 from optimas_jax.sweep.summary import SEARCH, Results
 
 POINTS = "points.jsonl"  # in the folder of a sweep
 _KEPT = ("baseline", "optimized", "gain", "confirmed", "wall_seconds", "peak_rss_mb", "error")
-
-
-@dataclasses.dataclass(frozen=True)
-class EndedPoint:
-    """A point that is read from a file: ``sweep.points.Point`` without its configuration."""
-
-    overrides: Overrides
-    name: str
-    seed: int
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        """All overrides but the seed."""
-        return setting_of(self.overrides)
 
 
 def write_results(path: Path, points: Sequence[Point], results: Results, about: Mapping[str, Any]) -> None:

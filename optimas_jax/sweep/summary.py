@@ -7,17 +7,14 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from optimas_jax.core.stats import excludes_zero, interval
-from optimas_jax.sweep.points import Point
+from optimas_jax.sweep.points import EndedPoint, Point
 
-if TYPE_CHECKING:
-    from optimas_jax.sweep.record import EndedPoint
-
-    AnyPoint = Point | EndedPoint
+AnyPoint = Point | EndedPoint
 Results = Mapping[str, Mapping[str, Any]]  # ``results.json`` or ``{"error": ...}`` by the name of a point
 _FIGURES = ("baseline", "optimized", "gain", "low", "high", "confirmed", "search_tokens", "seconds", "peak_mb", "error")
 _QUESTIONS = ("benchmark", "data", "evaluate")  # fields whose overrides choose the test questions
@@ -85,8 +82,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _row(setting: str, points: Sequence[AnyPoint], results: Results) -> dict[str, Any]:
-    ended = {point.seed: results[point.name] for point in points if point.name in results}
-    done = _done(points, results)
+    ended, done = _ended(points, results), _done(points, results)
     row: dict[str, Any] = {
         "setting": setting,
         "overrides": points[0].setting,
@@ -112,10 +108,14 @@ def _row(setting: str, points: Sequence[AnyPoint], results: Results) -> dict[str
     }
 
 
+def _ended(points: Sequence[AnyPoint], results: Results) -> dict[int, Mapping[str, Any]]:
+    """Results by seed."""
+    return {point.seed: results[point.name] for point in points if point.name in results}
+
+
 def _done(points: Sequence[AnyPoint], results: Results) -> dict[int, Mapping[str, Any]]:
     """Results by seed, without those of points that failed."""
-    ended = {point.seed: results[point.name] for point in points if point.name in results}
-    return {seed: result for seed, result in ended.items() if "error" not in result}
+    return {seed: result for seed, result in _ended(points, results).items() if "error" not in result}
 
 
 def _against(first: Sequence[AnyPoint], points: Sequence[AnyPoint], results: Results) -> dict[str, Any]:

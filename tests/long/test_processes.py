@@ -137,9 +137,6 @@ def test_weights_are_tuned_the_same(tmp_path, command, devices):
         text = json.dumps(found_in(tmp_path / str(count) / "run"))
         assert adapter.name in text
         found[count] = json.loads(text.replace(adapter.name, "adapter"))  # it is named by its content
-        # This is itself a rounding error, of log-probs above 10: it depends on which requests shared a batch.
-        rounding = [entry.pop("served_difference") for entry in found[count]["journal"] if "served_difference" in entry]
-        assert rounding and max(rounding) < 1e-4
     assert_alike(found[2], found[1])
     for name, array in weights[1].items():  # Adam divides a gradient by its size, and so its last digits, too
         np.testing.assert_allclose(weights[2][name], array, atol=2e-5)

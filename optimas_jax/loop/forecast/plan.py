@@ -18,7 +18,7 @@ from optimas_jax.loop.config import PROBE, STAGES, RunConfig, key_of
 from optimas_jax.loop.forecast.device import DevicePlan, plan_on
 from optimas_jax.loop.forecast.imagined import World
 from optimas_jax.loop.forecast.rates import counter_of, timed_models, waits_of
-from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
+from optimas_jax.loop.forecast.rehearse import ImaginedModel, Quiet, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import in_order
 from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
@@ -181,11 +181,11 @@ def plan_run(
     check_measurable(config, system)
     models = tuple(dict.fromkeys(answering(config, choices)))
     count, estimated = counter_of(models)
-    say = progress.line if progress is not None else _nothing
+    progress = progress or Quiet()
     if timed := timed_models(models):
-        say(f"timing {', '.join(timed)} on this machine")
+        progress.line(f"timing {', '.join(timed)} on this machine")
     make_waits, startup, unsure = waits_of(models)
-    say("rehearsing the run")
+    progress.line("rehearsing the run")
     short = dataclasses.replace(_shortened(config), traces="")
 
     def rehearsed(world: World, number: int = 0) -> Rehearsal:
@@ -207,10 +207,6 @@ def plan_run(
     ]
     host = _forecast(rehearsals, startup, config, (*unknown, *unsure))
     return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host, device)
-
-
-def _nothing(text: str) -> None:
-    pass
 
 
 def _usual(rehearsals: Sequence[Rehearsal]) -> Rehearsal:

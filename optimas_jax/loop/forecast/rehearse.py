@@ -59,7 +59,7 @@ class Rehearsal:
     cut: int | None = None
 
 
-class _Quiet:
+class Quiet:
     """Progress that is shown nowhere."""
 
     def line(self, text: str) -> None:
@@ -182,7 +182,7 @@ def rehearse(
     whole = dataclasses.replace(config, data=dataclasses.replace(config.data, reserve=0))
     with tempfile.TemporaryDirectory() as temporary:
         workdir = Path(temporary) / "run"
-        with open_run(whole, workdir, _Quiet(), model, benchmark=benchmark, command="rehearsal") as opened:
+        with open_run(whole, workdir, Quiet(), model, benchmark=benchmark, command="rehearsal") as opened:
             run = _on_nothing(opened)
             for stage in stages:
                 run_stage(run, stage)
