@@ -28,7 +28,7 @@ from optimas_jax.parallel.distributed import connect, least_free_memory, meet
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.lockstep import Leader, Shared, open_shared, together
 from optimas_jax.parallel.mesh import DATA, MeshConfig, make_mesh
-from optimas_jax.parallel.platform import Compute, default_compute, forget_programs
+from optimas_jax.parallel.platform import Compute, default_compute, for_several_devices, forget_programs
 from optimas_jax.parallel.sharding import put_shards, replicate, shardings
 
 T = TypeVar("T")
@@ -183,11 +183,10 @@ def make_engines(mesh: MeshConfig, progress: Progress, leader: Leader | None) ->
 
 
 def network_on(mesh: Mesh, config: BackboneConfig, compute: Compute) -> Network:
-    """A network whose batches are split over the shards of a mesh. On several devices it does without the forms that
-    make a result independent of its batch, to the bit (``Compute.cpu_forms``): there they are not worth their price."""
+    """A network whose batches are split over the shards of a mesh."""
     if mesh.size == 1:
         return Network(config, compute)
-    return Network(config, dataclasses.replace(compute, cpu_forms=False), mesh)
+    return Network(config, for_several_devices(compute), mesh)
 
 
 def use_compilation_cache(folder: Path) -> None:

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 
 T = TypeVar("T")
 
+_ROWS_ON_CPU_MESH = 8  # rows of a decode batch on each shard: more are slower for few requests, fewer for many
+
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
@@ -85,6 +87,15 @@ def default_compute(platform: str | None = None) -> Compute:
         cache_tokens=0,
         prefix_tokens=65536,
     )
+
+
+def for_several_devices(compute: Compute) -> Compute:
+    """Settings for a mesh of several devices. On CPU its decode batches have one size: XLA orders a sum by the size of
+    its batch, and ``cpu_forms`` prevent that on one device only. So an answer on a mesh along ``data`` does not depend
+    on how many requests share its batch, to the bit, if all have adapters or none has."""
+    if not compute.cpu_forms:
+        return compute
+    return dataclasses.replace(compute, cpu_forms=False, decode_rows=(_ROWS_ON_CPU_MESH,))
 
 
 def free_memory(device: Any) -> int | None:

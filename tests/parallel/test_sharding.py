@@ -119,12 +119,41 @@ def test_a_step_of_a_policy_is_that_of_one_device(shape, algorithm):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trainable, expected)
 
 
-@pytest.mark.parametrize("shape", ON_MESHES)
-def test_sampling_on_a_mesh_gives_the_same_tokens(shape):
+def sampler_on(shape):
+    """The sampler of one device, and the same on a mesh."""
     plain = tiny.sampler()
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
     network = network_on(mesh, plain.network.config, plain.network.compute)
-    sharded = dataclasses.replace(plain, network=network, params=place(plain.params, mesh))
+    return plain, dataclasses.replace(plain, network=network, params=place(plain.params, mesh))
+
+
+@pytest.mark.parametrize("adapter", ["", "tuned"])
+@pytest.mark.parametrize("shape", [(2, 1), *(pytest.param((n, 1), marks=pytest.mark.long) for n in (3, 5, 8))])
+def test_a_request_on_a_mesh_gets_the_same_bits_however_many_share_its_batch(shape, adapter):
+    """Which requests meet in a batch depends on time, and what a run records must not."""
+    _, sampler = sampler_on(shape)
+    lora = tiny.random_lora(init_lora(sampler.network.config, tiny.LORA, jax.random.key(0)))
+    sampler.adapters.load("tuned", tiny.LORA, lora)
+    rng = np.random.default_rng(0)
+    requests = [
+        SampleRequest(
+            tuple(rng.integers(1, 500, rng.integers(1, 150)).tolist()),
+            int(rng.integers(2, 12)),
+            temperature=(0.0, 0.7, 1.3)[index % 3],
+            seed=index,
+            adapter=adapter,
+        )
+        for index in range(40)
+    ]
+    together = sampler.generate(requests)
+    assert [sampler.generate([request])[0] for request in requests[:3]] == together[:3]
+    assert sampler.generate(requests[5:14]) == together[5:14]
+    assert sampler.generate(requests[::-1]) == together[::-1]
+
+
+@pytest.mark.parametrize("shape", ON_MESHES)
+def test_sampling_on_a_mesh_gives_the_same_tokens(shape):
+    plain, sharded = sampler_on(shape)
     requests = [SampleRequest(tuple(range(1, 40 + i % 3)), 6, temperature=float(i % 2), seed=i) for i in range(9)]
     expected = plain.generate(requests)
     for _ in range(2):  # the second time with stored prefixes
