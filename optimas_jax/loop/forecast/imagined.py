@@ -22,6 +22,7 @@ from optimas_jax.llm.agent import AgentCall
 from optimas_jax.llm.base import Completion, CompletionRequest, FunctionCall, Returned
 from optimas_jax.llm.component import ModelCall
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
+from optimas_jax.loop.forecast.lengths import Lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class World:
       usable: probability that a proposer's answer is an instruction.
       length: length of an answer, as a share of its limit.
       speed: seconds of an answer, in multiples of the expected seconds.
+      lengths: measured lengths, which take the place of ``length``.
     """
 
     changes: float
@@ -46,6 +48,7 @@ class World:
     usable: float = 1.0
     length: float = 0.5
     speed: float = 1.0
+    lengths: Lengths = dataclasses.field(default_factory=dict, hash=False)
 
 
 def draw(*parts: Any) -> float:
@@ -84,9 +87,7 @@ class ImaginedSystem:
                 outputs = await component.run(fields, value, dataclasses.replace(context, completer=recorder))
             if outputs is not None and not recorder.requests:
                 return outputs
-            length = max(
-                (imagined_length(request, self._world.length) for request in recorder.requests), default=_SHORT
-            )
+            length = max((imagined_length(request, self._world) for request in recorder.requests), default=_SHORT)
             noise = any(map(is_random, recorder.requests))
             self._is_noise = self._is_noise or noise
             changes = 1.0 if noise else self._world.changes
@@ -132,16 +133,20 @@ _SHORT = 40  # characters of an output that no model wrote
 _LONG = 200  # tokens of an answer with a limit far above its length
 
 
-def imagined_tokens(request: CompletionRequest, share: float) -> int:
-    """Tokens of an imagined answer: a share of its limit, but at most the usual length of an answer."""
+def imagined_tokens(request: CompletionRequest, world: World) -> int:
+    """Tokens of an imagined answer: its measured length, else a share of its limit, but at most the usual length of an
+    answer."""
     if is_random(request):
         return request.max_tokens
-    return max(1, round(min(share * request.max_tokens, 2 * share * _LONG)))
+    measured = world.lengths.get((request.model, request.role))
+    if measured is not None:
+        return max(1, round(measured * request.max_tokens))
+    return max(1, round(min(world.length * request.max_tokens, 2 * world.length * _LONG)))
 
 
-def imagined_length(request: CompletionRequest, share: float) -> int:
+def imagined_length(request: CompletionRequest, world: World) -> int:
     """Characters of an imagined answer: two for each token of random weights, which write bytes; else one word."""
-    return imagined_tokens(request, share) * (2 if is_random(request) else len(_WORD))
+    return imagined_tokens(request, world) * (2 if is_random(request) else len(_WORD))
 
 
 def is_random(request: CompletionRequest) -> bool:

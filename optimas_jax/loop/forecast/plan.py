@@ -17,6 +17,7 @@ from optimas_jax.loop.budget import total
 from optimas_jax.loop.config import PROBE, STAGES, RunConfig, key_of
 from optimas_jax.loop.forecast.device import DevicePlan, plan_on
 from optimas_jax.loop.forecast.imagined import World
+from optimas_jax.loop.forecast.lengths import FirstRequests, measure_lengths
 from optimas_jax.loop.forecast.rates import counter_of, timed_models, waits_of
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Quiet, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
@@ -155,7 +156,8 @@ def plan_run(
     devices: str = "",
     progress: Progress | None = None,
 ) -> Plan:
-    """Plans a run, or the probe before it. Needs no key, no download and no model.
+    """Plans a run, or the probe before it. Needs no key, no download and no model. Local models are timed; those that
+    are on this machine are asked for a few answers.
 
     Args:
       stage: ``probe``, or any other for the whole run.
@@ -188,16 +190,19 @@ def plan_run(
     progress.line("rehearsing the run")
     short = dataclasses.replace(_shortened(config), traces="")
 
-    def rehearsed(world: World, number: int = 0) -> Rehearsal:
-        model = ImaginedModel(world, count, make_waits(), own_prices(config))
+    def rehearsed(world: World, number: int = 0, first: FirstRequests | None = None) -> Rehearsal:
+        model = ImaginedModel(world, count, make_waits(), own_prices(config), first or FirstRequests())
         other = dataclasses.replace(short, seed=config.seed + number)
         stages = (PROBE,) if stage == PROBE else STAGES
         return _at_length(rehearse(other, system, data, stages, world, model, hooks), config)
 
-    expected = [rehearsed(EXPECTED)]
+    low = rehearsed(LOW, first=(first := FirstRequests()))
+    lengths, assumed = measure_lengths(first, timed, count, make_waits(), progress)
+    usual = dataclasses.replace(EXPECTED, lengths=lengths)
+    expected = [rehearsed(usual)]
     if _calls(expected[0]) <= _LARGE:
-        expected += [rehearsed(EXPECTED, number) for number in range(1, _TIMES)]
-    rehearsals = [rehearsed(LOW), _usual(expected), rehearsed(HIGH)]
+        expected += [rehearsed(usual, number) for number in range(1, _TIMES)]
+    rehearsals = [low, _usual(expected), rehearsed(HIGH)]
     unmetered = [name for name, component in system.by_name.items() if not component.metered]
     unknown = [*notes, *([_PROGRAM] if system.program is not None else []), *([_HOOKS] if hooks.titles else [])]
     unknown += [f"no price of {spec} is known: its dollars are not counted" for spec in without_price(config, choices)]
@@ -205,7 +210,7 @@ def plan_run(
     unknown += [
         f"{name} may ask a model by a client of its own: its tokens and dollars are unknown" for name in unmetered
     ]
-    host = _forecast(rehearsals, startup, config, (*unknown, *unsure))
+    host = _forecast(rehearsals, startup, config, (*unknown, *unsure, *assumed))
     return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host, device)
 
 

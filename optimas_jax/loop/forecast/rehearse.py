@@ -28,6 +28,7 @@ from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Run
 from optimas_jax.loop.forecast.imagined import ImaginedSystem, World, draw, imagined_tokens, is_random
 from optimas_jax.loop.forecast.imagined_hooks import imagined_hooks
+from optimas_jax.loop.forecast.lengths import FirstRequests
 from optimas_jax.loop.forecast.rates import Counter, Waits
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, OPTIMIZED
 from optimas_jax.loop.stages import open_run, run_stage
@@ -79,20 +80,23 @@ class ImaginedModel:
       count: counts the tokens of a prompt.
       waits: estimates the seconds of an answer.
       prices: ``config.prices``.
+      first: gets all requests.
     """
 
     world: World
     count: Counter
     waits: Waits
     prices: Mapping[str, Price]
+    first: FirstRequests = dataclasses.field(default_factory=FirstRequests)
     _in_flight: int = 0
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answers one request with a made-up text, or "" where the answer is not usable."""
+        self.first.see(request)
         self._in_flight += 1
         await asyncio.sleep(0)  # requests that are sent together are in flight together
         beside, self._in_flight = self._in_flight, self._in_flight - 1
-        prompt, answer = self.count(request), imagined_tokens(request, self.world.length)
+        prompt, answer = self.count(request), imagined_tokens(request, self.world)
         price = price_of(request.model, self.prices)
         usable = is_random(request) or draw("usable", request.key) < self.world.usable
         return Completion(
