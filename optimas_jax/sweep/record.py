@@ -38,5 +38,10 @@ def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
 def read_results(path: Path) -> tuple[list[EndedPoint], Results, dict[str, Any]]:
     """Reads the points of a file, their results, and ``about`` of ``write_results``."""
     about, *rows = read_rows(path)
-    points = [EndedPoint(row["overrides"], row["point"], row["seed"]) for row in rows]
+    points = [EndedPoint(_settings(row["overrides"]), row["point"], row["seed"]) for row in rows]
     return points, {row["point"]: row for row in rows}, about
+
+
+def _settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as a sweep has them: JSON has no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}

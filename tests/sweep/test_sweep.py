@@ -143,6 +143,13 @@ def test_the_figures_of_a_sweep_can_be_published_and_read_again(tmp_path):
     assert summarize(points, again) == summarize(POINTS, results)
 
 
+def test_settings_of_several_values_are_read_as_they_were(tmp_path):
+    points = [Point(row, parse_config(with_overrides(BASE, row))) for row in [{"reward.lora.targets": ("q", "v")}]]
+    write_results(tmp_path / "points.jsonl", points, {points[0].name: result([0.1])}, {})
+    [point], _, _ = read_results(tmp_path / "points.jsonl")
+    assert point.overrides == points[0].overrides
+
+
 def test_the_file_has_a_row_for_each_point(tmp_path):
     results = {name: result(gains) for name, gains in GAINS.items()} | {NAMES[3]: {"error": "no room"}}
     rows = list(csv.DictReader(io.StringIO(csv_text(POINTS, results))))

@@ -66,7 +66,11 @@ def measure_lengths(
         requests = first.of(model)
         if not requests:
             continue
-        seconds = sum(waits.seconds(request, count(request), request.max_tokens, len(requests)) for request in requests)
+        tokens = [count(request) for request in requests]
+        seconds = sum(
+            waits.seconds(request, prompt, request.max_tokens, len(requests), max(tokens))
+            for request, prompt in zip(requests, tokens, strict=True)
+        )
         if not is_here(model):
             reason = "its weights are not on this machine"
         elif seconds > _SECONDS:

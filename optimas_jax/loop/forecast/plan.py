@@ -145,7 +145,7 @@ class Plan:
         costs = self.host.total
         return (
             f"Plan({self.title}: {costs.expected.calls:,} calls ({costs.low.calls:,} to {costs.high.calls:,}), "
-            f"{costs.expected.tokens:,} tokens, {costs.expected.usd:.2f} US dollars, {costs.expected.seconds:,.0f} s)"
+            f"{costs.expected.tokens:,} tokens, {costs.expected.usd:.4f} US dollars, {costs.expected.seconds:,.0f} s)"
         )
 
 

@@ -70,12 +70,13 @@ class Waits:
     speeds: Mapping[str, EngineSpeed]
     _prompts: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
 
-    def seconds(self, request: CompletionRequest, prompt: int, answer: int, beside: int) -> float:
+    def seconds(self, request: CompletionRequest, prompt: int, answer: int, beside: int, longest: int) -> float:
         """Seconds of an answer.
 
         Args:
           prompt, answer: tokens.
           beside: requests in flight, which share the seconds of a server, and the steps of an engine.
+          longest: tokens of the longest prompt in flight: in a step every request has room for as many.
         """
         if provider(request.model):
             return (_LATENCY + answer / _SERVED) / beside
@@ -83,7 +84,7 @@ class Waits:
         if speed is None:
             return 0.0
         own = prompt * (1.0 - self._shared(request))
-        return own * speed.prompt + answer * speed.step_seconds(beside, prompt) / beside
+        return own * speed.prompt + answer * speed.step_seconds(beside, longest) / beside
 
     def _shared(self, request: CompletionRequest) -> float:
         """The share of a prompt with which an earlier one began."""

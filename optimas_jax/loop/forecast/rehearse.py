@@ -88,15 +88,16 @@ class ImaginedModel:
     waits: Waits
     prices: Mapping[str, Price]
     first: FirstRequests = dataclasses.field(default_factory=FirstRequests)
-    _in_flight: int = 0
+    _in_flight: list[int] = dataclasses.field(default_factory=list)  # tokens of their prompts
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answers one request with a made-up text, or "" where the answer is not usable."""
         self.first.see(request)
-        self._in_flight += 1
-        await asyncio.sleep(0)  # requests that are sent together are in flight together
-        beside, self._in_flight = self._in_flight, self._in_flight - 1
         prompt, answer = self.count(request), imagined_tokens(request, self.world)
+        self._in_flight.append(prompt)
+        await asyncio.sleep(0)  # requests that are sent together are in flight together
+        beside, longest = len(self._in_flight), max(self._in_flight)
+        self._in_flight.remove(prompt)
         price = price_of(request.model, self.prices)
         usable = is_random(request) or draw("usable", request.key) < self.world.usable
         return Completion(
@@ -104,7 +105,7 @@ class ImaginedModel:
             Outcome.OK,
             prompt,
             answer,
-            seconds=self.world.speed * self.waits.seconds(request, prompt, answer, beside),
+            seconds=self.world.speed * self.waits.seconds(request, prompt, answer, beside, longest),
             usd=price.usd(prompt, answer) if price else 0.0,
             tokens=Tokens((1,), (1,), (0.0,)) if request.tokens else None,
         )
