@@ -164,8 +164,8 @@ def plan(
     progress: Progress | None = None,
 ) -> Plan:
     """Forecast of what ``optimize`` with the same arguments takes: calls, tokens, dollars and seconds by step, each as
-    a range. Nothing is sent, loaded or run, not even the program, and no key is needed. The plan is kept in the folder
-    of the run, whose results later show it beside the actual costs.
+    a range. Nothing is sent or run, not even the program, and no key is needed; local models on this machine are timed
+    and asked for a few answers. The plan is kept in the folder of the run, whose results show it beside actual costs.
 
     Args:
       program, metric, data, model, proposer, budget, split, workdir, seed, start, traces, config, hooks, callbacks: as

@@ -65,12 +65,7 @@ def measure_engine(config: BackboneConfig) -> EngineSpeed:
     of_layer = _weight_bytes(_with_layers(config, 2)) - _weight_bytes(_with_layers(config, 1))
     room = (_LARGEST - _weight_bytes(_with_layers(config, 1))) // of_layer
     depth = min(config.num_layers, max(1 + room, _FEWEST))
-    needed, free = _weight_bytes(_with_layers(config, depth)), free_memory(jax.devices()[0])
-    if free is not None and needed > free / 2:
-        raise MemoryError(
-            f"measuring {depth} of {config.num_layers} layers takes {needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB "
-            "are free, half of which may be taken"
-        )
+    check_room(_with_layers(config, depth), f"measuring {depth} of {config.num_layers} layers")
     speed = _measure(_with_layers(config, depth))
     if depth == config.num_layers:
         return speed
@@ -85,6 +80,19 @@ def measure_engine(config: BackboneConfig) -> EngineSpeed:
         extrapolated(speed.prompt, half.prompt),
         tuple(tuple(map(extrapolated, *seconds)) for seconds in steps),
     )
+
+
+def check_room(config: BackboneConfig, what: str) -> None:
+    """Raises ``MemoryError`` if a model's weights take more than half of the free memory of the first device.
+
+    Args:
+      what: needs the weights, for the message.
+    """
+    needed, free = _weight_bytes(config), free_memory(jax.devices()[0])
+    if free is not None and needed > free / 2:
+        raise MemoryError(
+            f"{what} takes {needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free, half of which may be taken"
+        )
 
 
 def _with_layers(config: BackboneConfig, depth: int) -> BackboneConfig:

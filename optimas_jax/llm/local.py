@@ -251,6 +251,7 @@ class LocalCompleter:
 
         Registered with ``atexit``: a thread inside XLA must not outlive the interpreter.
         """
+        atexit.unregister(self.close)  # would keep the model
         worker = self._worker
         if worker is not None and worker.is_alive():
             self._queue.put(None)

@@ -40,8 +40,8 @@ class Compute:
       decode_rows: numbers of rows that a decode batch can have, ascending. On CPU: numbers with which a row gets the
         same bits from XLA, which orders products differently with 25 to 32 and with more than 48 rows.
       prefill_tokens: prompts of about this many tokens together make up one pass.
-      cache_tokens: rows x slots of a decode batch, at most, on each device along ``data``; 0 for as many as its memory
-        holds (``engine.memory``).
+      cache_tokens: rows x slots of a decode batch with more than the fewest rows, at most, on each device along
+        ``data``; 0 for as many as its memory holds (``engine.memory``).
       prefix_tokens: keys and values of this many tokens are kept for prompts that begin alike, fewer where
         ``cache_tokens`` is 0 and memory is short.
     """
@@ -92,7 +92,7 @@ def default_compute(platform: str | None = None) -> Compute:
 def for_several_devices(compute: Compute) -> Compute:
     """Settings for a mesh of several devices. On CPU its decode batches have one size: XLA orders a sum by the size of
     its batch, and ``cpu_forms`` prevent that on one device only. So an answer on a mesh along ``data`` does not depend
-    on how many requests share its batch, to the bit, if all have adapters or none has."""
+    on how many requests share its batch, to the bit, if all have the same adapter or none has one."""
     if not compute.cpu_forms:
         return compute
     return dataclasses.replace(compute, cpu_forms=False, decode_rows=(_ROWS_ON_CPU_MESH,))

@@ -37,7 +37,7 @@ class World:
       usable: probability that a proposer's answer is an instruction.
       length: length of an answer, as a share of its limit.
       speed: seconds of an answer, in multiples of the expected seconds.
-      lengths: measured lengths, which take the place of ``length``.
+      lengths: mean tokens of answers, where they are measured.
     """
 
     changes: float
@@ -140,7 +140,7 @@ def imagined_tokens(request: CompletionRequest, world: World) -> int:
         return request.max_tokens
     measured = world.lengths.get((request.model, request.role))
     if measured is not None:
-        return max(1, round(measured * request.max_tokens))
+        return max(1, min(round(measured), request.max_tokens))
     return max(1, round(min(world.length * request.max_tokens, 2 * world.length * _LONG)))
 
 

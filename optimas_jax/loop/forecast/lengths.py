@@ -11,25 +11,29 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from optimas_jax.checkpoints.weights import is_here
+from optimas_jax.checkpoints.weights import is_here, load_config, resolve
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.running import event_loop
+from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import Engines
+from optimas_jax.engine.speed import check_room
 from optimas_jax.llm.base import CompletionRequest
-from optimas_jax.llm.local import EngineError, LocalCompleter
+from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.loop.forecast.rates import Counter, Waits
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.platform import return_free_memory
 
-Lengths = Mapping[tuple[str, str], float]  # by model and role: tokens of an answer, as a share of its limit
+Lengths = Mapping[tuple[str, str], float]  # by model and role: mean tokens of an answer
 
 _EACH = 8  # requests of each role that are answered
 _SECONDS = 60.0  # estimated seconds of answers above which none is asked for
+# Whatever keeps a model from answering; RuntimeError is JAX's, on a device without memory.
+_FAULTS = (StopRun, ValueError, OSError, MemoryError, RuntimeError)
 
 
 @dataclasses.dataclass
 class FirstRequests:
-    """The first requests of each role and local model."""
+    """The first requests of each model and role."""
 
     kept: dict[tuple[str, str], list[CompletionRequest]] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(list)
@@ -54,56 +58,68 @@ def measure_lengths(
     Args:
       first: requests of a rehearsal. Their prompts are the run's, except that outputs of other components in them are
         made up.
-      models: whose weights are loaded if they are on this machine, one after another.
+      models: loaded one after another, on one device, if their weights are on this machine.
       count, waits: of tokens of a prompt, and of seconds; a model that would take too long is not asked.
 
     Returns:
-      The mean lengths; and a sentence for each model whose lengths were not measured.
+      The mean lengths; and a sentence for each model some of whose lengths were not measured.
     """
     lengths: dict[tuple[str, str], float] = {}
     unknown = []
     for model in models:
         requests = first.of(model)
-        if not requests:
-            continue
-        tokens = [count(request) for request in requests]
-        seconds = sum(
-            waits.seconds(request, prompt, request.max_tokens, len(requests), max(tokens))
-            for request, prompt in zip(requests, tokens, strict=True)
-        )
-        if not is_here(model):
-            reason = "its weights are not on this machine"
-        elif seconds > _SECONDS:
-            reason = f"a few answers would take {seconds:.0f} s"
-        else:
+        reason = _reason_against(model, requests, count, waits) if requests else ""
+        if requests and not reason:
             progress.line(f"asking {model} for {len(requests)} answers")
-            reason = _measure(model, requests, lengths, progress)
+            measured, reason = _measure(model, requests, progress)
+            lengths |= measured
         if reason:
             unknown.append(f"lengths of answers of {model} are assumed: {reason}")
     return lengths, tuple(unknown)
 
 
-def _measure(
-    model: str, requests: Sequence[CompletionRequest], lengths: dict[tuple[str, str], float], progress: Progress
-) -> str:
-    """Adds the mean lengths of a model's answers; returns why there are none, or ""."""
+def _reason_against(model: str, requests: Sequence[CompletionRequest], count: Counter, waits: Waits) -> str:
+    """Why a model is not asked, or ""."""
+    if not is_here(model):
+        return "it is not on this machine, or a model of the hub, which may have changed"
+    if model not in waits.speeds:
+        return "its speed is not known"
+    try:
+        check_room(load_config(resolve(model)), "loading it")
+        tokens = [count(request) for request in requests]
+    except _FAULTS as error:
+        return str(error)
+    pairs = zip(requests, tokens, strict=True)
+    seconds = sum(waits.seconds(asked, size, asked.max_tokens, len(requests), max(tokens)) for asked, size in pairs)
+    return f"a few answers would take {seconds:.0f} s" if seconds > _SECONDS else ""
+
+
+def _measure(model: str, requests: Sequence[CompletionRequest], progress: Progress) -> tuple[Lengths, str]:
+    """The mean lengths of a model's answers; and why some have none, or ""."""
     engines = Engines(MeshConfig(1), progress)
     completer = LocalCompleter(model, functools.partial(engines.sampler, model))
-    shares = collections.defaultdict(list)
+    tokens, fault = collections.defaultdict(list), ""
     try:
-        for request, share in zip(requests, event_loop.run(_shares(completer, requests)), strict=True):
-            shares[request.model, request.role].append(share)
-    except (EngineError, MemoryError, RuntimeError) as error:  # the latter is JAX's, on a device without memory
-        return str(error)
+        completer.sampler()  # a model that cannot be loaded fails once, not for every request
+        for request, answer in zip(requests, event_loop.run(_answers(completer, requests)), strict=True):
+            if isinstance(answer, int):
+                tokens[request.model, request.role].append(answer)
+            else:
+                fault = fault or f"{request.role}: {answer}"
+    except _FAULTS as error:
+        fault = str(error)
     finally:
         completer.close()
         del completer, engines
         gc.collect()  # a sampler and its caches refer to each other, and would keep the weights
         return_free_memory()
-    lengths.update({key: float(np.mean(values)) for key, values in shares.items()})
-    return ""
+    return {key: float(np.mean(values)) for key, values in tokens.items()}, fault
 
 
-async def _shares(completer: LocalCompleter, requests: Sequence[CompletionRequest]) -> list[float]:
-    answers = await asyncio.gather(*map(completer.complete, requests))
-    return [answer.completion_tokens / request.max_tokens for answer, request in zip(answers, requests, strict=True)]
+async def _answers(completer: LocalCompleter, requests: Sequence[CompletionRequest]) -> list[int | BaseException]:
+    """Tokens of each answer, or its error."""
+
+    async def tokens(request: CompletionRequest) -> int:
+        return (await completer.complete(request)).completion_tokens
+
+    return await asyncio.gather(*map(tokens, requests), return_exceptions=True)

@@ -7,6 +7,7 @@ Nothing is loaded, trained or sent.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -88,16 +89,20 @@ class ImaginedModel:
     waits: Waits
     prices: Mapping[str, Price]
     first: FirstRequests = dataclasses.field(default_factory=FirstRequests)
-    _in_flight: list[int] = dataclasses.field(default_factory=list)  # tokens of their prompts
+    # By model, tokens of the prompts in flight.
+    _in_flight: dict[str, list[int]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answers one request with a made-up text, or "" where the answer is not usable."""
-        self.first.see(request)
         prompt, answer = self.count(request), imagined_tokens(request, self.world)
-        self._in_flight.append(prompt)
-        await asyncio.sleep(0)  # requests that are sent together are in flight together
-        beside, longest = len(self._in_flight), max(self._in_flight)
-        self._in_flight.remove(prompt)
+        self.first.see(request)
+        flying = self._in_flight[request.model]
+        flying.append(prompt)
+        try:
+            await asyncio.sleep(0)  # requests that are sent together are in flight together
+            beside, longest = len(flying), max(flying)
+        finally:
+            flying.remove(prompt)
         price = price_of(request.model, self.prices)
         usable = is_random(request) or draw("usable", request.key) < self.world.usable
         return Completion(
