@@ -321,7 +321,14 @@ def main(name: str, address: str) -> None:
     for number in itertools.count():  # until the budget ends the process; the server knows the best of all rounds
         compiled = compile_with(name, program, task, lm, task["seed"] + number)
         # COPRO and SIMBA go on from what they have found; the others begin anew.
-        program = compiled if name in ("copro", "simba") else program
+        program = without_record(compiled) if name in ("copro", "simba") else program
+
+
+def without_record(program: Program) -> Program:
+    """The program without the candidates of its search: with them every round would copy those of all earlier ones."""
+    for name in ("candidate_programs", "trial_logs"):
+        vars(program).pop(name, None)
+    return program
 
 
 if __name__ == "__main__":
