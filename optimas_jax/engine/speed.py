@@ -21,7 +21,7 @@ from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.parallel.platform import default_compute, free_memory, return_free_memory
 
-TOGETHER = (1, 8, 32)  # requests in flight together
+TOGETHER = (1, 8, 32, 64)  # requests in flight together
 LENGTHS = (128, 768)  # tokens of a prompt
 _TOKENS, _CALLS = 8, 5  # tokens of a measured call, and number of calls
 _FEWEST = 4  # layers that are measured of a large model
@@ -149,8 +149,9 @@ def _seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def _linear(x: float, at: Sequence[float], values: Sequence[float]) -> float:
-    """The line through the two values around ``x``, or beyond them through the last or first two, none of which falls:
-    more requests or longer prompts never take less time, and where they seem to, it is noise."""
+    """The line through the two values around ``x``, or beyond them through the last or first two. None falls: more
+    requests or longer prompts never take less time, and where they seem to, it is noise."""
+    rising = np.maximum.accumulate(values)
     index = int(np.clip(np.searchsorted(at, x), 1, len(at) - 1))
-    slope = max(values[index] - values[index - 1], 0.0) / (at[index] - at[index - 1])
-    return max(values[index - 1] + slope * (x - at[index - 1]), 0.0)
+    slope = (rising[index] - rising[index - 1]) / (at[index] - at[index - 1])
+    return max(float(rising[index - 1] + slope * (x - at[index - 1])), 0.0)

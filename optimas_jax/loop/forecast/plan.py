@@ -202,7 +202,7 @@ def plan_run(
     expected = [rehearsed(usual)]
     if _calls(expected[0]) <= _LARGE:
         expected += [rehearsed(usual, number) for number in range(1, _TIMES)]
-    rehearsals = [low, _usual(expected), rehearsed(HIGH)]
+    rehearsals = [low, _mean(expected), rehearsed(HIGH)]
     unmetered = [name for name, component in system.by_name.items() if not component.metered]
     unknown = [*notes, *([_PROGRAM] if system.program is not None else []), *([_HOOKS] if hooks.titles else [])]
     unknown += [f"no price of {spec} is known: its dollars are not counted" for spec in without_price(config, choices)]
@@ -214,10 +214,18 @@ def plan_run(
     return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host, device)
 
 
-def _usual(rehearsals: Sequence[Rehearsal]) -> Rehearsal:
-    """The rehearsal with the median number of calls: which component is improved, and whether a gain is confirmed, are
-    drawn anew in each."""
-    return sorted(rehearsals, key=_calls)[len(rehearsals) // 2]
+def _mean(rehearsals: Sequence[Rehearsal]) -> Rehearsal:
+    """A rehearsal with the mean costs of several: which component is improved, and whether a gain is confirmed, are
+    drawn anew in each. The rest is as in the one with the median number of calls."""
+    usual = sorted(rehearsals, key=_calls)[len(rehearsals) // 2]
+    used: dict[str, dict[str, Usage]] = {}
+    for rehearsal in rehearsals:
+        for step, roles in rehearsal.used.items():
+            for role, usage in roles.items():
+                used.setdefault(step, {})[role] = used.get(step, {}).get(role, Usage()) + usage
+    share = 1.0 / len(rehearsals)
+    means = {step: {role: usage.times(share) for role, usage in roles.items()} for step, roles in used.items()}
+    return dataclasses.replace(usual, used=means)
 
 
 def _calls(rehearsal: Rehearsal) -> int:

@@ -27,7 +27,7 @@ from optimas_jax.llm.accounts.ledger import Budget, OverBudget
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.loop.config import STAGES, EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, parse_config
-from optimas_jax.loop.forecast.plan import HIGH, _forecast, _usual, plan_run
+from optimas_jax.loop.forecast.plan import HIGH, _forecast, _mean, plan_run
 from optimas_jax.loop.forecast.rates import Waits
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.stages import run_stages
@@ -132,11 +132,16 @@ def test_a_plan_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == ["rehearsing the run"]  # nothing is timed of random models
 
 
-def test_the_usual_rehearsal_has_the_median_number_of_calls() -> None:
+def test_expected_costs_are_the_means_of_rehearsals() -> None:
     rehearsals = [
-        Rehearsal({"collect": {"a": Usage(calls=calls)}, "confirm": {"a": Usage(calls=1)}}) for calls in (9, 2, 5)
+        Rehearsal({"collect": {"a": Usage(calls=calls)}, **confirm}, cut=calls)
+        for calls, confirm in ((9, {"confirm": {"b": Usage(calls=4, seconds=1.0)}}), (2, {}), (5, {}))
     ]
-    assert _usual(rehearsals) is rehearsals[2]
+    mean = _mean(rehearsals)
+    assert mean.used["collect"] == {"a": Usage(calls=6)}  # of 5.33, rounded up
+    assert mean.used["confirm"] == {"b": Usage(calls=2, seconds=pytest.approx(1 / 3))}
+    assert mean.cut == 5
+    assert _mean(rehearsals[:1]) == rehearsals[0]
 
 
 def test_models_start_with_the_first_answer_of_a_phase_and_not_without_one() -> None:

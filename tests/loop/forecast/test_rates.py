@@ -16,7 +16,8 @@ def asked(text, model=LOCAL):
     return dataclasses.replace(request(text), model=model)
 
 
-SPEED = EngineSpeed(prompt=0.5, step=((1.0, 3.0), (8.0, 10.0), (80.0, 120.0)))  # at 1, 8, 32 requests; 128, 768 tokens
+# At 1, 8, 32 and 64 requests; 128 and 768 tokens.
+SPEED = EngineSpeed(prompt=0.5, step=((1.0, 3.0), (8.0, 10.0), (80.0, 120.0), (176.0, 216.0)))
 
 
 def waits():
@@ -33,6 +34,7 @@ def test_requests_in_flight_share_the_steps_of_an_engine_and_every_prompt_is_com
 def test_steps_are_on_lines_between_measured_ones_and_beyond_them():
     assert SPEED.step_seconds(20, 128) == pytest.approx(44.0)
     assert SPEED.step_seconds(40, 128) == pytest.approx(104.0)
+    assert SPEED.step_seconds(96, 128) == pytest.approx(272.0)
     assert SPEED.step_seconds(8, 1408) == pytest.approx(12.0)
     assert SPEED.times(2.0).step_seconds(1, 128) == 2.0
 
