@@ -67,6 +67,7 @@ class System:
                 known.setdefault(as_text({name: value}), node(as_text({name: value}), name=name))
                 for name, value in call["inputs"].items()
             ]
+            read = [*{id(one): one for one in read}.values()]  # two inputs may have the same words; Trace refuses pairs
             prompt = self.parameters.get(call["name"])
             last = _operator(self._part(call["name"]), as_text(call["outputs"]))(
                 *([] if prompt is None else [prompt]), *read
