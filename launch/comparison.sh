@@ -9,13 +9,13 @@
 #
 # MODEL is a model spec, such as a GGUF file; DATA has NAME/dev.jsonl for each benchmark. Results go to runs/comparison,
 # or to $OUT. Variables: PEER, the best peer (dspy-bootstrap); DATA_SEED, that of the tables (1,000 + the first six hex
-# digits of the commit that froze the defaults, 634255a, which ran all cells). First pip install -e '.[compare,tpe]' and
+# digits of the commit that froze the defaults, d5c6d79, which runs all cells). First pip install -e '.[compare,tpe]' and
 # third_party/peers/install_prompt_optimizers.sh.
 set -euo pipefail
 
 part="${1:?embedded, larger, or a benchmark}"
 peer="${PEER:-dspy-bootstrap}"
-seed="${DATA_SEED:-6506045}"
+seed="${DATA_SEED:-14011071}"
 here=$(realpath "$(dirname "$0")/..")
 out=$(realpath -m "${OUT:-runs/comparison}")/$part
 peers=dspy-labeled,dspy-knn,dspy-bootstrap,dspy-miprov2,dspy-copro,dspy-simba,dspy-gepa,textgrad,trace
