@@ -4,10 +4,9 @@ The batch is a cache on the device and a few numbers per row on the host. Betwee
 waiting requests are prefilled into free rows, and the batch is resized. On CPU the answer to a request does not depend
 on any of this, to the bit: its keys are in its row by position, and the number of rows is one of
 ``Compute.decode_rows`` (tests check this for vocabularies of at least 1,024 tokens; on meshes see
-``parallel.platform.for_several_devices``). Numbers of rows and slots are
-rounded up to buckets, which bounds the number of compilations. Every token reads all slots, so a batch starts with
-slots for the first tokens of its answers, and gets more when an answer needs them: most answers end far before their
-limit.
+``parallel.platform.for_several_devices``). Numbers of rows and slots are rounded up to buckets, which bounds the number
+of compilations. Every token reads all slots, so a batch starts with slots for the first tokens of its answers, and gets
+more when an answer needs them: most answers end far before their limit.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from optimas_jax.checkpoints.weights import is_here, load_config, resolve
+from optimas_jax.checkpoints.weights import is_here
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import StopRun
@@ -19,7 +19,7 @@ from optimas_jax.engine.pool import Engines
 from optimas_jax.engine.speed import check_room
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.loop.forecast.rates import Counter, Waits
+from optimas_jax.loop.forecast.rates import Counter, Waits, sizes_of
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.platform import return_free_memory
 
@@ -80,12 +80,13 @@ def measure_lengths(
 
 def _reason_against(model: str, requests: Sequence[CompletionRequest], count: Counter, waits: Waits) -> str:
     """Why a model is not asked, or ""."""
-    if not is_here(model):
-        return "it is not on this machine, or a model of the hub, which may have changed"
     if model not in waits.speeds:
         return "its speed is not known"
     try:
-        check_room(load_config(resolve(model)), "loading it")
+        config = sizes_of(model)
+        if config is None or not is_here(model):
+            return "it is not on this machine, or a model of the hub, which may have changed"
+        check_room(config, "loading it")
         tokens = [count(request) for request in requests]
     except _FAULTS as error:
         return str(error)

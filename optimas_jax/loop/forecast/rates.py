@@ -126,7 +126,7 @@ def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[s
     local = [spec for spec in models if not provider(spec)]
     speeds, unknown = {}, []
     for spec in timed_models(local):
-        config, factor = _sizes(spec), 1.0
+        config, factor = sizes_of(spec), 1.0
         if config is None:
             size = parameters_of(spec)
             if size is None:
@@ -148,7 +148,7 @@ def _times_apart(size: float, other: float) -> float:
     return abs(math.log(size / other))
 
 
-def _sizes(spec: str) -> BackboneConfig | None:
+def sizes_of(spec: str) -> BackboneConfig | None:
     """Sizes of a model; None for one of the hub that this package does not know, or a wheel that is not here.
 
     Raises:
