@@ -1,8 +1,9 @@
 """A system whose answers are made up, so that the loop around it can be rehearsed without a model.
 
-Prompts are rendered as in the run, so that they have their true length. Whether an answer differs from the component's
-first answer on an example is drawn at random, and so is whether a different answer has a different score (``World``).
-Components that send no request, such as a retriever or a choice of models, run as they are.
+Prompts are rendered as in the run, so that they have their true length. Answers are words of their inputs, so that a
+retriever finds as much with them as with true ones. Whether an answer differs from the component's first answer on an
+example is drawn at random, and so is whether a different answer has a different score (``World``). Components that send
+no request, such as a retriever or a choice of models, run as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component, RunContext
@@ -21,6 +22,7 @@ from optimas_jax.core.values import Value
 from optimas_jax.llm.agent import AgentCall
 from optimas_jax.llm.base import Completion, CompletionRequest, FunctionCall, Returned
 from optimas_jax.llm.component import ModelCall
+from optimas_jax.llm.render import render_value
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.loop.forecast.lengths import Lengths
 
@@ -30,7 +32,8 @@ class World:
     """Assumptions of a rehearsal.
 
     Attributes:
-      changes: probability that an answer differs if its prompt, its value or its seed differs.
+      changes: probability that an answer differs if its prompt or its value differs.
+      redrawn: probability that it differs if it is drawn at a temperature above zero.
       differs: probability that a different answer has a different score.
       before, after: mean score of first answers, and of others.
       accepts: whether the best proposal of every iteration is accepted.
@@ -41,6 +44,7 @@ class World:
     """
 
     changes: float
+    redrawn: float
     differs: float
     before: float
     after: float
@@ -69,7 +73,8 @@ class ImaginedSystem:
         names = [component.name for component in system.components]
         self._example_of = {derive_seed(seed, e.id, name): e.id for e in examples for name in names}
         self._example_with: dict[tuple[str, str], str] = {}  # by component and inputs
-        self._first: dict[tuple[str, str], str] = {}  # first answer or outputs by component or "metric", and example
+        self._first_answer: dict[tuple[str, str], str] = {}  # by component and example
+        self._first_outputs: dict[str, str] = {}  # their digest by that of the example
         graph = as_chain(system) if system.program is not None else system
         self._asks_judge = inspect.iscoroutinefunction(system.metric) and system.program is None
         self.system = dataclasses.replace(
@@ -87,31 +92,40 @@ class ImaginedSystem:
                 outputs = await component.run(fields, value, dataclasses.replace(context, completer=recorder))
             if outputs is not None and not recorder.requests:
                 return outputs
-            length = max((imagined_length(request, self._world) for request in recorder.requests), default=_SHORT)
-            noise = any(map(is_random, recorder.requests))
-            self._is_noise = self._is_noise or noise
-            changes = 1.0 if noise else self._world.changes
-            tag = self._tag(component.name, fields, value, context, changes)
-            return dict.fromkeys(component.outputs, tag + _WORD * ((length - len(tag)) // len(_WORD)))
+            return dict.fromkeys(
+                component.outputs, self._answer(component.name, fields, value, context.seed, recorder.requests)
+            )
 
         return dataclasses.replace(component, run=run)
 
-    def _tag(
-        self, name: str, fields: Mapping[str, Any], value: Value | None, context: RunContext, changes: float
+    def _answer(
+        self,
+        name: str,
+        fields: Mapping[str, Any],
+        value: Value | None,
+        seed: int,
+        requests: Sequence[CompletionRequest],
     ) -> str:
-        """Prefix of a made-up answer: one part for the example, and one if it differs from the first answer there."""
+        """The answer of a component that sent these requests: its first one on the example, or another."""
+        length = max((imagined_length(request, self._world) for request in requests), default=_SHORT)
+        noise = any(map(is_random, requests))
+        self._is_noise = self._is_noise or noise
+        drawn = any(request.temperature > 0 for request in requests)
+        changes = 1.0 if noise else self._world.redrawn if drawn else self._world.changes
         call = (name, digest(fields))
-        example = self._example_of.get(context.seed) or self._example_with.get(call) or ""
+        example = self._example_of.get(seed) or self._example_with.get(call) or ""
         self._example_with[call] = example
-        key = digest(name, fields, repr(value), context.seed)
-        first = self._first.setdefault((name, example), key) if example else key
-        same = bool(example) and (key == first or draw("answer", key) >= changes)
-        return f"{digest(example)[:6]}{'' if same else key[:6]}"
+        key = digest(name, fields, repr(value), seed)
+        answer = made_up(" ".join(map(render_value, fields.values())), key[:6], length)
+        if not example:
+            return answer
+        first = self._first_answer.setdefault((name, example), answer)
+        return answer if draw("answer", key) < changes else first
 
     def _score(self, outputs: Any, example: Any) -> float:
         """The made-up score of outputs."""
         key, answer = digest(example), digest(outputs)
-        first = self._first.setdefault(("metric", key), answer)
+        first = self._first_outputs.setdefault(key, answer)
         differs = min(_NOISE, self._world.differs) if self._is_noise else self._world.differs
         same = answer == first or draw("score differs", key, answer) >= differs
         return float(
@@ -127,8 +141,17 @@ class ImaginedSystem:
         return self._score(outputs, example)
 
 
+def made_up(text: str, mark: str, length: int) -> str:
+    """A text of ``length`` characters: the first words of ``text``, repeated if they are few, and a mark that makes it
+    different from others."""
+    room = max(length - len(mark) - 1, 0)
+    words = " ".join(text[: 2 * room].split()) or _WORD
+    return f"{(f'{words} ' * (room // len(words) + 1))[:room]} {mark}"
+
+
 _NOISE = 0.1  # largest probability that a different answer has a different score, where random weights answer
-_WORD = " word"
+_WORD = "imagined"
+_CHARACTERS = 4  # of a token
 _SHORT = 40  # characters of an output that no model wrote
 _LONG = 200  # tokens of an answer with a limit far above its length
 
@@ -145,8 +168,8 @@ def imagined_tokens(request: CompletionRequest, world: World) -> int:
 
 
 def imagined_length(request: CompletionRequest, world: World) -> int:
-    """Characters of an imagined answer: two for each token of random weights, which write bytes; else one word."""
-    return imagined_tokens(request, world) * (2 if is_random(request) else len(_WORD))
+    """Characters of an imagined answer: two for each token of random weights, which write bytes."""
+    return imagined_tokens(request, world) * (2 if is_random(request) else _CHARACTERS)
 
 
 def is_random(request: CompletionRequest) -> bool:

@@ -27,7 +27,15 @@ from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Run
-from optimas_jax.loop.forecast.imagined import ImaginedSystem, World, draw, imagined_tokens, is_random
+from optimas_jax.loop.forecast.imagined import (
+    ImaginedSystem,
+    World,
+    draw,
+    imagined_length,
+    imagined_tokens,
+    is_random,
+    made_up,
+)
 from optimas_jax.loop.forecast.imagined_hooks import imagined_hooks
 from optimas_jax.loop.forecast.lengths import FirstRequests
 from optimas_jax.loop.forecast.rates import Counter, Waits
@@ -106,7 +114,7 @@ class ImaginedModel:
         price = price_of(request.model, self.prices)
         usable = is_random(request) or draw("usable", request.key) < self.world.usable
         return Completion(
-            f"Imagined {request.key[:8]}." if usable else "",
+            made_up("", request.key[:8], imagined_length(request, self.world)) if usable else "",
             Outcome.OK,
             prompt,
             answer,

@@ -75,7 +75,7 @@ def test_a_rehearsal_s_answers_have_measured_lengths_where_there_are_any() -> No
     assert imagined_tokens(asked("x", model="here", role="judge"), world) == 24
     assert imagined_tokens(asked("x", model="there"), world) == 24
     assert imagined_tokens(asked("x", model="there", max_tokens=4000), world) == 240
-    assert imagined_tokens(asked("x"), World(0, 0, 0, 0, lengths={(RANDOM, "answer"): 4.0})) == 40
+    assert imagined_tokens(asked("x"), World(0, 0, 0, 0, 0, lengths={(RANDOM, "answer"): 4.0})) == 40
 
 
 def test_eight_requests_of_a_role_are_asked_and_none_with_an_adapter() -> None:
