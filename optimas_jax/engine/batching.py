@@ -35,7 +35,7 @@ class ContinuousBatch(Generic[Key]):
           The keys of the admitted requests.
         """
         largest = self._prefiller.network.compute.decode_rows[-1]
-        most = _most_in_lane(len(self.active) + len(waiting), len(self._batches), largest)
+        most = most_in_lane(len(self.active) + len(waiting), len(self._batches), largest)
         admissions: list[Admission] = []
         for batch in self._batches:
             admissions.append(batch.admit(waiting, most))
@@ -75,7 +75,7 @@ class ContinuousBatch(Generic[Key]):
             batch.clear()
 
 
-def _most_in_lane(requests: int, lanes: int, largest: int) -> int:
+def most_in_lane(requests: int, lanes: int, largest: int) -> int:
     """Most requests in flight in one lane, of ``requests`` in all; ``largest`` is the largest size of a batch."""
     if lanes == 1 or requests <= _ALONE:
         return requests

@@ -38,6 +38,11 @@ Key = TypeVar("Key")
 Flight = tuple[Any, "RowRequest"] | None  # the request in a row, with its key
 
 
+def enough_done(active: int) -> int:
+    """Number of requests, of so many in flight, after whose ends a batch lets others join."""
+    return max(active // 4, 1)
+
+
 class RowRequest(NamedTuple):
     """A request in the form that a row of a batch needs.
 
@@ -205,7 +210,7 @@ class DecodeBatch(Generic[Key]):
         if self._rows is not None:
             used = self._rows.position[[flight is not None for flight in self._flights]]
             most = min(most, self._slots - int(used.max(initial=0)))
-        enough = max(len(self.active) // 4, 1)
+        enough = enough_done(len(self.active))
         free = len(self._flights) - len(self.active) + enough
         finished: list[tuple[Key, np.ndarray, np.ndarray]] = []
         while self.active and len(finished) < enough and most > 0:

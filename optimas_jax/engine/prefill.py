@@ -20,7 +20,7 @@ from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.sharding import put_shards
 
 _PASS_PROMPTS = 32  # most prompts of one pass
-_WORTH_DEALING = 384  # tokens: fewer are computed in one pass, which is as fast, and padded only once
+WORTH_DEALING = 384  # tokens: fewer are computed in one pass, which is as fast, and padded only once
 
 
 class _Pass(NamedTuple):
@@ -142,7 +142,7 @@ class Prefiller:
             if fits or not chosen:
                 parts[number].append(index)
                 tokens[number] += new_tokens[index]
-        if self.shards == 1 and sum(tokens) < _WORTH_DEALING and sum(map(len, parts)) <= _PASS_PROMPTS:
+        if self.shards == 1 and sum(tokens) < WORTH_DEALING and sum(map(len, parts)) <= _PASS_PROMPTS:
             parts = [[index for part in parts for index in part]]
         parts = [sorted(part, key=lambda index: stored[index]) for part in parts]
         return [parts] if self.shards > 1 else [[part] for part in parts if part]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,13 @@ from optimas_jax.engine.pool import use_compilation_cache
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.flat import flat_tokens
 from optimas_jax.parallel.platform import default_compute, free_memory, return_free_memory
 
 TOGETHER = (1, 8, 32, 64)  # requests in flight together
 LENGTHS = (128, 768)  # tokens of a prompt
 _TOKENS, _CALLS = 8, 5  # tokens of a measured call, and number of calls
+_PROMPTS = TOGETHER[1]  # of a measured pass
 _FEWEST = 4  # layers that are measured of a large model
 _LARGEST = 1 << 30  # bytes of the weights that are measured whole; of larger models only some layers are
 
@@ -34,11 +38,17 @@ class EngineSpeed:
 
     Attributes:
       prompt: seconds of a token of a prompt.
+      prompts: seconds of a pass over prompts beside those of its tokens.
       step: seconds in which every one of ``TOGETHER[i]`` requests gets a token, after prompts of ``LENGTHS[j]`` tokens.
+      load_prompts, load_step: seconds in which the program of a pass, or of a step, is loaded. Every size of a batch
+        has its own.
     """
 
     prompt: float
+    prompts: float
     step: tuple[tuple[float, ...], ...]
+    load_prompts: float = 0.0
+    load_step: float = 0.0
 
     def step_seconds(self, together: int, length: int) -> float:
         """Seconds in which every one of ``together`` requests with prompts of ``length`` tokens gets a token: linear
@@ -46,16 +56,15 @@ class EngineSpeed:
         return _linear(together, TOGETHER, [_linear(length, LENGTHS, seconds) for seconds in self.step])
 
     def times(self, factor: float) -> EngineSpeed:
-        """The speed of a model of so many times the size."""
-        return EngineSpeed(
-            factor * self.prompt, tuple(tuple(factor * value for value in seconds) for seconds in self.step)
-        )
+        """The speed of a model of so many times the size; its programs take as long to load."""
+        step = tuple(tuple(factor * value for value in seconds) for seconds in self.step)
+        return dataclasses.replace(self, prompt=factor * self.prompt, prompts=factor * self.prompts, step=step)
 
 
 def measure_engine(config: BackboneConfig) -> EngineSpeed:
     """Times the engine on the first device, with weights that are all equal.
 
-    Takes about 10 s for SmolLM2-135M on two processor cores, and three times as long before its programs are in the
+    Takes about 12 s for SmolLM2-135M on two processor cores, and three times as long before its programs are in the
     compilation cache. Of a model above 1 GiB two numbers of layers are measured, from which the others follow.
 
     Raises:
@@ -72,14 +81,12 @@ def measure_engine(config: BackboneConfig) -> EngineSpeed:
     half = _measure(_with_layers(config, depth // 2))
     more = (config.num_layers - depth) / (depth - depth // 2)
 
-    def extrapolated(value: float, at_half: float) -> float:
+    def extrapolated(value: Any, at_half: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(extrapolated, value, at_half))
         return value + more * max(value - at_half, 0.0)
 
-    steps = zip(speed.step, half.step, strict=True)
-    return EngineSpeed(
-        extrapolated(speed.prompt, half.prompt),
-        tuple(tuple(map(extrapolated, *seconds)) for seconds in steps),
-    )
+    return EngineSpeed(*map(extrapolated, dataclasses.astuple(speed), dataclasses.astuple(half)))
 
 
 def check_room(config: BackboneConfig, what: str) -> None:
@@ -113,39 +120,46 @@ def _measure(config: BackboneConfig) -> EngineSpeed:
     # Every answer goes on to its limit: no token ends it.
     tokenizer = dataclasses.replace(load_tokenizer(resolve("random:0")), eos_ids=())
     sampler = Sampler(with_caches(network, free_memory(jax.devices()[0])), params, tokenizer)
-    step = tuple(tuple(_step_seconds(sampler, together, length) for length in LENGTHS) for together in TOGETHER)
-    speed = EngineSpeed(_prompt_seconds(sampler), step)
+    steps = [[_steps(sampler, together, length) for length in LENGTHS] for together in TOGETHER]
+    step = tuple(tuple(seconds for seconds, _ in of_number) for of_number in steps)
+    load_step = statistics.median(load for of_number in steps for _, load in of_number)
+    many, many_seconds, _ = _pass(sampler, LENGTHS[0])  # it loads the program of a step, too
+    few, few_seconds, load = _pass(sampler, 3 * LENGTHS[0] // 16)  # of a size that no other pass had
+    prompt = max(many_seconds - few_seconds, 0.0) / (many - few)
+    prompts = max(few_seconds - few * prompt - step[1][0], 0.0)  # an answer has a step, too
+    speed = EngineSpeed(prompt, prompts, step, load, load_step)
     del sampler, params
     gc.collect()  # a sampler and its caches refer to each other, and would keep the weights
     return_free_memory()
     return speed
 
 
-def _step_seconds(sampler: Sampler, together: int, length: int) -> float:
-    """Seconds of a step for so many requests. They have one prompt, which is computed once."""
+def _steps(sampler: Sampler, together: int, length: int) -> tuple[float, float]:
+    """Seconds of a step for so many requests, and of loading its program. They have one prompt, which is computed
+    once."""
     batch, request = sampler.batch(), sampler.row_request(SampleRequest(tuple(range(1, length + 1)), _TOKENS * _CALLS))
     admitted = len(batch.admit([(number, request) for number in range(together)]))
-    seconds = _seconds([lambda: batch.step(_TOKENS)] * (_CALLS - 1))
-    return together / admitted * min(seconds[1:]) / _TOKENS  # those without room wait, and then take as long
+    seconds, load = _seconds([lambda: batch.step(_TOKENS)] * (_CALLS - 1))
+    return together / admitted * seconds / _TOKENS, load  # those without room wait, and then take as long
 
 
-def _prompt_seconds(sampler: Sampler) -> float:
-    """Seconds of a token of prompts that share nothing."""
-    together, length = TOGETHER[1], LENGTHS[0]
-    ids = np.random.default_rng(0).integers(1, sampler.network.config.vocab_size, (_CALLS, together, length))
+def _pass(sampler: Sampler, length: int) -> tuple[int, float, float]:
+    """A pass over prompts that share nothing: its tokens with their padding, its seconds, and those of loading its
+    program."""
+    ids = np.random.default_rng(length).integers(1, sampler.network.config.vocab_size, (_CALLS, _PROMPTS, length))
     batches = [[SampleRequest(tuple(map(int, prompt)), 1) for prompt in batch] for batch in ids]
-    seconds = _seconds([partial(sampler.generate, batch) for batch in batches])
-    return min(seconds[1:]) / (together * length)
+    seconds, load = _seconds([partial(sampler.generate, batch) for batch in batches])
+    return flat_tokens(_PROMPTS * length), seconds, load
 
 
-def _seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Seconds of each call; the first one compiles."""
+def _seconds(calls: Sequence[Callable[[], object]]) -> tuple[float, float]:
+    """The least seconds of a call after the first, and by how much the first one was longer: it loads or compiles."""
     seconds = []
     for call in calls:
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    return seconds
+    return min(seconds[1:]), max(seconds[0] - min(seconds[1:]), 0.0)
 
 
 def _linear(x: float, at: Sequence[float], values: Sequence[float]) -> float:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from optimas_jax.engine.sampler import Sample, Sampler, SampleRequest
     from optimas_jax.engine.shared import SharedBatch
 
-_STEP_TOKENS = 16  # tokens between two updates of the batch, in which requests join and leave it
+STEP_TOKENS = 16  # tokens between two updates of the batch, in which requests join and leave it
 _STREAM_TOKENS = 4  # the same while a request has a callback for the answer so far
 _LONG = 8192  # characters: longer prompts are tokenised in a thread, since they take some milliseconds
 _ADAPTERS = 8  # most adapters loaded from the folder; the oldest is unloaded first
@@ -324,7 +324,7 @@ class LocalCompleter:
             flying = batch.active
             self._flying = len(flying)
             listening = any(entry.on_text for entry in flying)
-            ended = batch.step(_STREAM_TOKENS if listening else _STEP_TOKENS)
+            ended = batch.step(_STREAM_TOKENS if listening else STEP_TOKENS)
             sampler = self.sampler()
             samples = [(entry, sampler.sample(entry.request, tokens, logprobs)) for entry, tokens, logprobs in ended]
             parts = [

@@ -57,6 +57,11 @@ def bucket(size: int, least: int, per_doubling: int = 2) -> int:
     return max(-(-size // step) * step, least)
 
 
+def flat_tokens(count: int) -> int:
+    """Number of tokens that a batch of ``count`` tokens has room for."""
+    return bucket(count, TILE, 4)
+
+
 def sequence_room(count: int, *, tiled: bool) -> int:
     """Number of sequences that a batch of ``count`` sequences has room for."""
     return bucket(count, 32) if tiled else bucket(count, 1, 1)
@@ -88,7 +93,7 @@ def flatten(
       numpy arrays.
     """
     # Padding tokens cost as much as real ones. A program costs about as much as 300 tokens.
-    tokens = bucket(tokens or sum(len(sequence.ids) for sequence in sequences), TILE, 4)
+    tokens = flat_tokens(tokens or sum(len(sequence.ids) for sequence in sequences))
     ids, positions = np.full(tokens, pad_id, np.int32), np.zeros(tokens, np.int32)
     begins = np.cumsum([0, *(len(sequence.ids) for sequence in sequences)])
     for begin, sequence in zip(begins, sequences, strict=False):

@@ -102,6 +102,11 @@ class Tape:
         with self._guard("read") as database:
             return self._read(effect, key, await database.wait_for(self._select, key))
 
+    async def settle(self) -> None:
+        """Waits until everything that was asked of the tape before is done."""
+        with self._guard("read") as database:
+            await database.wait_for(_nothing, None)
+
     def put(self, results: Sequence[tuple[Effect[Any], Result]]) -> None:
         """Records results of effects; on return they are on disk."""
         with self._guard("write to") as database:
@@ -208,6 +213,10 @@ def _prepare(connection: sqlite3.Connection, callers: Sequence[None]) -> list[li
     """Adds missing checksums to a tape that was opened; returns its damage, for each caller."""
     add_checks(connection)
     return [find_damage(connection)] * len(callers)
+
+
+def _nothing(connection: sqlite3.Connection, callers: Sequence[None]) -> Sequence[None]:
+    return callers
 
 
 def _check_log(path: Path) -> None:

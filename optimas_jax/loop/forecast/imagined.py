@@ -40,7 +40,7 @@ class World:
       usable: probability that a proposer's answer is an instruction.
       length: length of an answer, as a share of its limit.
       speed: seconds of an answer, in multiples of the expected seconds.
-      lengths: mean tokens of answers, where they are measured.
+      lengths: tokens of some answers, where they are measured.
     """
 
     changes: float
@@ -157,13 +157,12 @@ _LONG = 200  # tokens of an answer with a limit far above its length
 
 
 def imagined_tokens(request: CompletionRequest, world: World) -> int:
-    """Tokens of an imagined answer: its measured length, else a share of its limit, but at most the usual length of an
-    answer."""
+    """Tokens of an imagined answer: one of the measured lengths, else a share of its limit, at most the usual length of
+    an answer."""
     if is_random(request):
         return request.max_tokens
-    measured = world.lengths.get((request.model, request.role))
-    if measured is not None:
-        return max(1, min(round(measured), request.max_tokens))
+    if measured := world.lengths.get((request.model, request.role)):
+        return max(1, min(measured[int(draw("length", request.key) * len(measured))], request.max_tokens))
     return max(1, round(min(world.length * request.max_tokens, 2 * world.length * _LONG)))
 
 

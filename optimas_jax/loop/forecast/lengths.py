@@ -9,21 +9,19 @@ import functools
 import gc
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from optimas_jax.checkpoints.weights import is_here
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import Engines
-from optimas_jax.engine.speed import check_room
+from optimas_jax.engine.speed import EngineSpeed, check_room
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.loop.forecast.rates import Counter, Waits, sizes_of
+from optimas_jax.loop.forecast.rates import Counter, sizes_of
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.platform import return_free_memory
 
-Lengths = Mapping[tuple[str, str], float]  # by model and role: mean tokens of an answer
+Lengths = Mapping[tuple[str, str], tuple[int, ...]]  # by model and role: tokens of some answers
 
 _EACH = 8  # requests of each role that are answered
 _SECONDS = 60.0  # estimated seconds of answers above which none is asked for
@@ -51,7 +49,11 @@ class FirstRequests:
 
 
 def measure_lengths(
-    first: FirstRequests, models: Sequence[str], count: Counter, waits: Waits, progress: Progress
+    first: FirstRequests,
+    models: Sequence[str],
+    count: Counter,
+    speeds: Mapping[str, EngineSpeed],
+    progress: Progress,
 ) -> tuple[Lengths, tuple[str, ...]]:
     """Asks local models for answers and counts their tokens.
 
@@ -59,16 +61,17 @@ def measure_lengths(
       first: requests of a rehearsal. Their prompts are the run's, except that outputs of other components in them are
         made up.
       models: loaded one after another, on one device, if their weights are on this machine.
-      count, waits: of tokens of a prompt, and of seconds; a model that would take too long is not asked.
+      count: counts the tokens of a prompt.
+      speeds: of the models; one that would take too long is not asked.
 
     Returns:
-      The mean lengths; and a sentence for each model some of whose lengths were not measured.
+      The lengths; and a sentence for each model some of whose lengths were not measured.
     """
-    lengths: dict[tuple[str, str], float] = {}
+    lengths: dict[tuple[str, str], tuple[int, ...]] = {}
     unknown = []
     for model in models:
         requests = first.of(model)
-        reason = _reason_against(model, requests, count, waits) if requests else ""
+        reason = _reason_against(model, requests, count, speeds.get(model)) if requests else ""
         if requests and not reason:
             progress.line(f"asking {model} for {len(requests)} answers")
             measured, reason = _measure(model, requests, progress)
@@ -78,9 +81,11 @@ def measure_lengths(
     return lengths, tuple(unknown)
 
 
-def _reason_against(model: str, requests: Sequence[CompletionRequest], count: Counter, waits: Waits) -> str:
+def _reason_against(
+    model: str, requests: Sequence[CompletionRequest], count: Counter, speed: EngineSpeed | None
+) -> str:
     """Why a model is not asked, or ""."""
-    if model not in waits.speeds:
+    if speed is None:
         return "its speed is not known"
     try:
         config = sizes_of(model)
@@ -90,13 +95,13 @@ def _reason_against(model: str, requests: Sequence[CompletionRequest], count: Co
         tokens = [count(request) for request in requests]
     except _FAULTS as error:
         return str(error)
-    pairs = zip(requests, tokens, strict=True)
-    seconds = sum(waits.seconds(asked, size, asked.max_tokens, len(requests), max(tokens)) for asked, size in pairs)
+    steps = max(request.max_tokens for request in requests)
+    seconds = sum(tokens) * speed.prompt + steps * speed.step_seconds(len(requests), max(tokens))
     return f"a few answers would take {seconds:.0f} s" if seconds > _SECONDS else ""
 
 
 def _measure(model: str, requests: Sequence[CompletionRequest], progress: Progress) -> tuple[Lengths, str]:
-    """The mean lengths of a model's answers; and why some have none, or ""."""
+    """The lengths of a model's answers; and why some have none, or ""."""
     engines = Engines(MeshConfig(1), progress)
     completer = LocalCompleter(model, functools.partial(engines.sampler, model))
     tokens, fault = collections.defaultdict(list), ""
@@ -114,7 +119,7 @@ def _measure(model: str, requests: Sequence[CompletionRequest], progress: Progre
         del completer, engines
         gc.collect()  # a sampler and its caches refer to each other, and would keep the weights
         return_free_memory()
-    return {key: float(np.mean(values)) for key, values in tokens.items()}, fault
+    return {key: tuple(values) for key, values in tokens.items()}, fault
 
 
 async def _answers(completer: LocalCompleter, requests: Sequence[CompletionRequest]) -> list[int | BaseException]:

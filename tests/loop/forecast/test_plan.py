@@ -27,8 +27,7 @@ from optimas_jax.llm.accounts.ledger import Budget, OverBudget
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.loop.config import STAGES, EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, parse_config
-from optimas_jax.loop.forecast.plan import HIGH, _forecast, _mean, plan_run
-from optimas_jax.loop.forecast.rates import Waits
+from optimas_jax.loop.forecast.plan import HIGH, _mean, plan_run
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.console import ConsoleProgress
@@ -89,7 +88,7 @@ def spend(config: RunConfig, workdir: Path) -> dict[str, Any]:
 def test_calls_are_those_of_a_run_that_leaves_nothing_to_chance(tmp_path, iterations: int, components: str) -> None:
     config = config_of(iterations=iterations, components=components)
     data = load(config.data)
-    model = ImaginedModel(HIGH, lambda request: 10, Waits({}), {})
+    model = ImaginedModel(HIGH, lambda request: 10, {}, {})
     rehearsed = rehearse(config, build(data, config.system), data, STAGES, HIGH, model).used
     spent = {step: row["spent"]["calls"] for step, row in spend(config, tmp_path).items()}
     assert spent == {step: sum(usage.calls for usage in roles.values()) for step, roles in rehearsed.items()}
@@ -142,13 +141,6 @@ def test_expected_costs_are_the_means_of_rehearsals() -> None:
     assert mean.used["confirm"] == {"b": Usage(calls=2, seconds=pytest.approx(1 / 3))}
     assert mean.cut == 5
     assert _mean(rehearsals[:1]) == rehearsals[0]
-
-
-def test_models_start_with_the_first_answer_of_a_phase_and_not_without_one() -> None:
-    some, none = {"a": Usage(calls=2, seconds=1.0)}, {"a": Usage()}
-    used = {"optimize: base runs": none, "optimize: label": some, "optimize: gate": some, "confirm": none}
-    steps = _forecast([Rehearsal(used)] * 3, 5.0, config_of(), ()).steps
-    assert [steps[step].expected.seconds for step in used] == [0.0, 6.0, 1.0, 0.0]
 
 
 def test_many_iterations_follow_from_few() -> None:
