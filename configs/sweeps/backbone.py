@@ -3,7 +3,7 @@ model of your own behind them.
 
     python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/backbone.py --jobs=2
 
-10 points of 6 minutes each on two cores, 2 at a time. ``--config=configs/hotpotqa.py:tiny`` takes less.
+10 points of 6 minutes each on two cores, 2 at a time.
 """
 
 from optimas_jax.sweep.points import combinations

@@ -2,7 +2,7 @@
 
     python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/buffer.py --jobs=2
 
-20 points of 6 minutes each on two cores, 2 at a time. ``--config=configs/hotpotqa.py:tiny`` takes less.
+20 points of 6 minutes each on two cores, 2 at a time.
 """
 
 from optimas_jax.sweep.points import combinations

@@ -19,7 +19,7 @@ from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.sharding import put_shards
 
-_PASS_PROMPTS = 32  # most prompts of one pass
+PASS_PROMPTS = 32  # most prompts of one pass
 WORTH_DEALING = 384  # tokens: fewer are computed in one pass, which is as fast, and padded only once
 
 
@@ -138,11 +138,11 @@ class Prefiller:
             if shares_block(ids, len(stored[index]), [other.ids for other in chosen if other.adapter is adapter]):
                 continue
             number = shard if self.shards > 1 else tokens.index(min(tokens))
-            fits = tokens[number] + new_tokens[index] <= self.tokens and len(parts[number]) < _PASS_PROMPTS
+            fits = tokens[number] + new_tokens[index] <= self.tokens and len(parts[number]) < PASS_PROMPTS
             if fits or not chosen:
                 parts[number].append(index)
                 tokens[number] += new_tokens[index]
-        if self.shards == 1 and sum(tokens) < WORTH_DEALING and sum(map(len, parts)) <= _PASS_PROMPTS:
+        if self.shards == 1 and sum(tokens) < WORTH_DEALING and sum(map(len, parts)) <= PASS_PROMPTS:
             parts = [[index for part in parts for index in part]]
         parts = [sorted(part, key=lambda index: stored[index]) for part in parts]
         return [parts] if self.shards > 1 else [[part] for part in parts if part]

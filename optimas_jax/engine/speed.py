@@ -18,16 +18,17 @@ from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import cache_dir, resolve
 from optimas_jax.engine.memory import with_caches
 from optimas_jax.engine.pool import use_compilation_cache
+from optimas_jax.engine.prefill import PASS_PROMPTS, WORTH_DEALING
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.flat import flat_tokens
-from optimas_jax.parallel.platform import default_compute, free_memory, return_free_memory
+from optimas_jax.parallel.platform import Compute, default_compute, free_memory, return_free_memory
 
 TOGETHER = (1, 8, 32, 64)  # requests in flight together
 LENGTHS = (128, 768)  # tokens of a prompt
 _TOKENS, _CALLS = 8, 5  # tokens of a measured call, and number of calls
-_PROMPTS = TOGETHER[1]  # of a measured pass
+_PROMPTS = 8  # together
 _FEWEST = 4  # layers that are measured of a large model
 _LARGEST = 1 << 30  # bytes of the weights that are measured whole; of larger models only some layers are
 
@@ -37,14 +38,14 @@ class EngineSpeed:
     """Seconds of a model's engine.
 
     Attributes:
-      prompt: seconds of a token of a prompt.
+      prompt: seconds of a token of a prompt of ``LENGTHS[j]`` tokens.
       prompts: seconds of a pass over prompts beside those of its tokens.
       step: seconds in which every one of ``TOGETHER[i]`` requests gets a token, after prompts of ``LENGTHS[j]`` tokens.
       load_prompts, load_step: seconds in which the program of a pass, or of a step, is loaded. Every size of a batch
         has its own.
     """
 
-    prompt: float
+    prompt: tuple[float, ...]
     prompts: float
     step: tuple[tuple[float, ...], ...]
     load_prompts: float = 0.0
@@ -55,10 +56,15 @@ class EngineSpeed:
         between the measured numbers, and beyond them."""
         return _linear(together, TOGETHER, [_linear(length, LENGTHS, seconds) for seconds in self.step])
 
+    def prompt_seconds(self, length: int) -> float:
+        """Seconds of a token of a prompt of ``length`` tokens: linear between the measured lengths, and beyond them."""
+        return _linear(length, LENGTHS, self.prompt)
+
     def times(self, factor: float) -> EngineSpeed:
         """The speed of a model of so many times the size; its programs take as long to load."""
+        prompt = tuple(factor * value for value in self.prompt)
         step = tuple(tuple(factor * value for value in seconds) for seconds in self.step)
-        return dataclasses.replace(self, prompt=factor * self.prompt, prompts=factor * self.prompts, step=step)
+        return dataclasses.replace(self, prompt=prompt, prompts=factor * self.prompts, step=step)
 
 
 def measure_engine(config: BackboneConfig) -> EngineSpeed:
@@ -123,11 +129,14 @@ def _measure(config: BackboneConfig) -> EngineSpeed:
     steps = [[_steps(sampler, together, length) for length in LENGTHS] for together in TOGETHER]
     step = tuple(tuple(seconds for seconds, _ in of_number) for of_number in steps)
     load_step = statistics.median(load for of_number in steps for _, load in of_number)
-    many, many_seconds, _ = _pass(sampler, LENGTHS[0])  # it loads the program of a step, too
-    few, few_seconds, load = _pass(sampler, 3 * LENGTHS[0] // 16)  # of a size that no other pass had
-    prompt = max(many_seconds - few_seconds, 0.0) / (many - few)
-    prompts = max(few_seconds - few * prompt - step[1][0], 0.0)  # an answer has a step, too
-    speed = EngineSpeed(prompt, prompts, step, load, load_step)
+    few = _pass(sampler, 1, LENGTHS[0] // 2)
+    many = _pass(sampler, _PROMPTS, LENGTHS[0] // 2)
+    longer = _pass(sampler, _PROMPTS // 4, LENGTHS[1])
+    # Seconds of passes are a line in their tokens; of many prompts there are several passes.
+    prompt = max(many.seconds - many.count * few.seconds, 0.0) / (many.tokens - many.count * few.tokens)
+    prompts = max(few.seconds - few.tokens * prompt, 0.0)
+    at_long = max(longer.seconds - longer.count * prompts, 0.0) / longer.tokens
+    speed = EngineSpeed((prompt, at_long), prompts, step, many.load, load_step)
     del sampler, params
     gc.collect()  # a sampler and its caches refer to each other, and would keep the weights
     return_free_memory()
@@ -139,27 +148,72 @@ def _steps(sampler: Sampler, together: int, length: int) -> tuple[float, float]:
     once."""
     batch, request = sampler.batch(), sampler.row_request(SampleRequest(tuple(range(1, length + 1)), _TOKENS * _CALLS))
     admitted = len(batch.admit([(number, request) for number in range(together)]))
-    seconds, load = _seconds([lambda: batch.step(_TOKENS)] * (_CALLS - 1))
-    return together / admitted * seconds / _TOKENS, load  # those without room wait, and then take as long
+    least, load = _least([_timed(partial(batch.step, _TOKENS)) for _ in range(_CALLS - 1)])
+    return together / admitted * least / _TOKENS, load  # those without room wait, and then take as long
 
 
-def _pass(sampler: Sampler, length: int) -> tuple[int, float, float]:
-    """A pass over prompts that share nothing: its tokens with their padding, its seconds, and those of loading its
-    program."""
-    ids = np.random.default_rng(length).integers(1, sampler.network.config.vocab_size, (_CALLS, _PROMPTS, length))
-    batches = [[SampleRequest(tuple(map(int, prompt)), 1) for prompt in batch] for batch in ids]
-    seconds, load = _seconds([partial(sampler.generate, batch) for batch in batches])
-    return flat_tokens(_PROMPTS * length), seconds, load
+@dataclasses.dataclass(frozen=True)
+class _Passes:
+    """Measured passes over prompts.
+
+    Attributes:
+      count: number of passes.
+      tokens: in all, with padding.
+      seconds: of all.
+      load: seconds of loading their programs.
+    """
+
+    count: int
+    tokens: int
+    seconds: float
+    load: float
 
 
-def _seconds(calls: Sequence[Callable[[], object]]) -> tuple[float, float]:
-    """The least seconds of a call after the first, and by how much the first one was longer: it loads or compiles."""
-    seconds = []
-    for call in calls:
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:]), max(seconds[0] - min(seconds[1:]), 0.0)
+def _pass(sampler: Sampler, together: int, length: int) -> _Passes:
+    """Measures passes over prompts that share nothing."""
+    batch, seconds = sampler.batch(), []
+    for ids in np.random.default_rng(length).integers(1, sampler.network.config.vocab_size, (_CALLS, together, length)):
+        requests = [sampler.row_request(SampleRequest(tuple(map(int, prompt)), 1)) for prompt in ids]
+        seconds.append(_timed(partial(batch.admit, list(enumerate(requests)))))
+        batch.step(1)  # all answers end
+    least, load = _least(seconds)
+    sizes = [(length - 1) * len(prompts) for prompts in passes_of([length - 1] * together, sampler.network.compute)]
+    return _Passes(len(sizes), sum(map(flat_tokens, sizes)), least, load)
+
+
+def passes_of(tokens: Sequence[int], compute: Compute) -> list[list[int]]:
+    """Passes over prompts with so many new tokens each, as ``engine.prefill`` deals them: prompts of each pass, by
+    their positions in ``tokens``."""
+    passes: list[list[int]] = []
+    waiting = sorted(range(len(tokens)), key=lambda prompt: -tokens[prompt])
+    while waiting:
+        parts: list[list[int]] = [[] for _ in range(compute.lanes)]
+        sums = [0] * compute.lanes
+        for prompt in waiting:
+            number = sums.index(min(sums))
+            fits = sums[number] + tokens[prompt] <= compute.prefill_tokens and len(parts[number]) < PASS_PROMPTS
+            if fits or not any(parts):
+                parts[number].append(prompt)
+                sums[number] += tokens[prompt]
+        chosen = [prompt for part in parts for prompt in part]
+        together = sum(sums) < WORTH_DEALING and len(chosen) <= PASS_PROMPTS
+        passes += [chosen] if together else [part for part in parts if part]
+        waiting = [prompt for prompt in waiting if prompt not in chosen]
+    return passes
+
+
+def _timed(call: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _least(seconds: Sequence[float]) -> tuple[float, float]:
+    """The least seconds of the calls after the first, and by how much the first one was longer: it loads or
+    compiles."""
+    least = min(seconds[1:])
+    return least, max(seconds[0] - least, 0.0)
 
 
 def _linear(x: float, at: Sequence[float], values: Sequence[float]) -> float:

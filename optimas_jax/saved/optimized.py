@@ -39,7 +39,7 @@ class Optimized:
 
     Raises:
       ComponentFailure: by a call: a component gave no usable answer.
-      TypeError: by a call: an argument is unknown or missing.
+      ValueError: by a call: an argument is unknown or missing.
 
     Example:
       ```python

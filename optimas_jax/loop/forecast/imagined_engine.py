@@ -11,8 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from optimas_jax.engine.batching import most_in_lane
 from optimas_jax.engine.decode_batch import enough_done
 from optimas_jax.engine.memory import slot_bucket, wanted_slots
-from optimas_jax.engine.prefill import WORTH_DEALING
-from optimas_jax.engine.speed import EngineSpeed
+from optimas_jax.engine.speed import EngineSpeed, passes_of
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import STEP_TOKENS
 from optimas_jax.models.flat import flat_tokens
@@ -57,7 +56,8 @@ class ImaginedEngine:
 
     def __init__(self, speed: EngineSpeed, compute: Compute, settle: Callable[[], Awaitable[object]]):
         """``settle`` waits until callers that have something to write on the tape have done so."""
-        self._speed, self._sizes, self._settle = speed, compute.decode_rows, settle
+        self._speed, self._compute, self._settle = speed, compute, settle
+        self._sizes = compute.decode_rows
         self._batches = [_Batch() for _ in range(compute.lanes)]
         self._waiting: list[_Flight] = []
         self._sent = 0  # number of requests so far
@@ -156,13 +156,14 @@ class ImaginedEngine:
 
     def _prefill(self, admitted: Sequence[_Flight]) -> float:
         """Seconds of the prompts of requests that join."""
-        tokens = sum(flight.new for flight in admitted)
-        passes = len(self._batches) if tokens >= WORTH_DEALING else min(tokens, 1)
+        prompts = [flight for flight in admitted if flight.new]
         seconds = 0.0
-        for _ in range(passes):
-            size = flat_tokens(-(-tokens // passes))
+        for members in passes_of([flight.new for flight in prompts], self._compute):
+            tokens = sum(prompts[index].new for index in members)
+            each = [prompts[index].new * self._speed.prompt_seconds(prompts[index].prompt) for index in members]
+            size = flat_tokens(tokens)
             seconds += self._loaded((size,), self._speed.load_prompts)
-            seconds += self._speed.prompts / passes + size * self._speed.prompt
+            seconds += self._speed.prompts + size * sum(each) / tokens
         return seconds
 
     def _decode(self) -> float:

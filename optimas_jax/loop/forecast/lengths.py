@@ -96,7 +96,9 @@ def _reason_against(
     except _FAULTS as error:
         return str(error)
     steps = max(request.max_tokens for request in requests)
-    seconds = sum(tokens) * speed.prompt + steps * speed.step_seconds(len(requests), max(tokens))
+    seconds = sum(size * speed.prompt_seconds(size) for size in tokens) + steps * speed.step_seconds(
+        len(requests), max(tokens)
+    )
     return f"a few answers would take {seconds:.0f} s" if seconds > _SECONDS else ""
 
 

@@ -13,6 +13,7 @@ from fakes import request
 from optimas_jax.engine.batching import ContinuousBatch
 from optimas_jax.engine.decode_batch import DecodeBatch
 from optimas_jax.engine.pool import Engines
+from optimas_jax.engine.prefill import Prefiller
 from optimas_jax.engine.sampler import SampleRequest
 from optimas_jax.engine.speed import EngineSpeed
 from optimas_jax.llm.local import STEP_TOKENS
@@ -22,7 +23,7 @@ from optimas_jax.parallel.platform import Compute, default_compute
 from optimas_jax.report.console import ConsoleProgress
 
 # A token of a prompt takes 1 s, a pass 10 s and a step 1,000 s; loading takes 100,000 s and 1,000,000 s.
-SPEED = EngineSpeed(1.0, 10.0, ((1000.0, 1000.0),) * 4, 100_000.0, 1_000_000.0)
+SPEED = EngineSpeed((1.0, 1.0), 10.0, ((1000.0, 1000.0),) * 4, 100_000.0, 1_000_000.0)
 COMPUTE = dataclasses.replace(default_compute(), decode_rows=(4, 8, 16, 32), lanes=1)
 PASS = 64.0 + 10.0  # of up to 64 tokens
 
@@ -60,7 +61,7 @@ def test_what_a_prompt_shares_with_an_earlier_one_is_not_computed_again():
     imagined = engine()
     seconds(imagined, ("a", 1))
     assert seconds(imagined, ("a", 1)) == [PASS + 1000]  # 29 tokens less one block of 16
-    imagined = ImaginedEngine(EngineSpeed(0.0, 10.0, SPEED.step), COMPUTE, nothing)
+    imagined = ImaginedEngine(EngineSpeed((0.0, 0.0), 10.0, SPEED.step), COMPUTE, nothing)
     asyncio.run(imagined.answer(asked("a"), 33, 1))
     assert asyncio.run(imagined.answer(asked("a"), 33, 1)) == 1000.0  # 32 tokens are two blocks: there is no pass
 
@@ -124,8 +125,8 @@ def sampler():
 
 
 def sizes_of_the_engine(sampler, requests: Sequence[SampleRequest]) -> list[tuple[int, int]]:
-    """Rows and slots of each batch before each of its steps."""
-    sizes, decode = [], DecodeBatch._decode
+    """Tokens of every pass, and rows and slots of each batch before each of its steps."""
+    sizes, decode, compute = [], DecodeBatch._decode, Prefiller._compute
     batch: ContinuousBatch[int] = sampler.batch()
     waiting = [(number, sampler.row_request(one)) for number, one in enumerate(requests)]
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +135,12 @@ def sizes_of_the_engine(sampler, requests: Sequence[SampleRequest]) -> list[tupl
             sizes.append(self.shape)
             decode(self, *arguments)
 
+        def noted_pass(self, prompt_pass):
+            sizes.append(prompt_pass.flat.input_ids.shape[-1:])
+            return compute(self, prompt_pass)
+
         patch.setattr(DecodeBatch, "_decode", noted)
+        patch.setattr(Prefiller, "_compute", noted_pass)
         while waiting or batch.active:
             admitted = batch.admit(waiting)
             waiting = [(key, one) for key, one in waiting if key not in admitted]
@@ -150,23 +156,25 @@ def sizes_of_the_engine(sampler, requests: Sequence[SampleRequest]) -> list[tupl
         ([20] * 6 + [200] * 6, [3, 8, 20, 33, 35, 60] * 2),
         ([20] * 30 + [150] * 10, [7, 11, 40, 52, 31] * 8),
         ([*range(10, 250, 4)], [12, 45, 17, 3] * 15),
+        ([700, 300, 300, 280, 260, 90, 60, 30], [9] * 8),
     ],
 )
-def test_its_batches_have_the_sizes_of_the_engine_s(sampler, prompts, limits):
-    rng = np.random.default_rng(0)
+def test_its_passes_and_batches_have_the_sizes_of_the_engine_s(sampler, prompts, limits):
+    rng = np.random.default_rng(sum(prompts))  # prompts that no other case has
     texts = [tuple(map(int, rng.integers(5, 200, size))) for size in prompts]
     expected = sizes_of_the_engine(sampler, [SampleRequest(*both) for both in zip(texts, limits, strict=True)])
     imagined = ImaginedEngine(SPEED, default_compute(), nothing)
     sizes, loaded = [], ImaginedEngine._loaded
 
     async def together() -> None:
-        pairs = zip(prompts, limits, strict=True)
-        await asyncio.gather(*(imagined.answer(asked(str(n), n), size, n) for size, n in pairs))
+        names = (chr(ord("a") + number) for number in range(len(prompts)))  # which share nothing
+        requests = zip(names, prompts, limits, strict=True)
+        await asyncio.gather(*(imagined.answer(asked(name, n), size, n) for name, size, n in requests))
 
     with pytest.MonkeyPatch.context() as patch:
 
         def noted(self, size, seconds):
-            sizes.extend([size] if len(size) == 2 else [])
+            sizes.append(size)
             return loaded(self, size, seconds)
 
         patch.setattr(ImaginedEngine, "_loaded", noted)

@@ -29,7 +29,7 @@ from optimas_jax.report.console import ConsoleProgress
 
 RANDOM = "random:0"
 QUIET: Progress = ConsoleProgress(quiet=True)
-FAST = EngineSpeed(prompt=0.0, prompts=0.0, step=((0.0, 0.0),) * 4)
+FAST = EngineSpeed(prompt=(0.0, 0.0), prompts=0.0, step=((0.0, 0.0),) * 4)
 
 
 def asked(text: str, role: str = "answer", **changes: object) -> CompletionRequest:
@@ -92,7 +92,10 @@ def test_models_that_are_not_here_or_take_long_are_not_asked(monkeypatch: pytest
         return sentence.partition("assumed: ")[2]
 
     assert why("hf:org/model-1M") == "it is not on this machine, or a model of the hub, which may have changed"
-    assert why(speed=EngineSpeed(prompt=1.0, prompts=0.0, step=((2.0, 2.0),) * 4)) == "a few answers would take 90 s"
+    assert (
+        why(speed=EngineSpeed(prompt=(1.0, 1.0), prompts=0.0, step=((2.0, 2.0),) * 4))
+        == "a few answers would take 90 s"
+    )
     assert why(speed=None) == "its speed is not known"
     monkeypatch.setattr("optimas_jax.engine.speed.free_memory", lambda device: 1000)
     assert "are free, half of which may be taken" in why()

