@@ -69,6 +69,11 @@ class ContinuousBatch(Generic[Key]):
         for batch in self._batches:
             batch.drop(keys)
 
+    def wait(self) -> None:
+        """Waits until the devices have done all that they were given."""
+        for batch in self._batches:
+            batch.wait()
+
     def clear(self) -> None:
         """Forgets all requests in flight and the caches."""
         for batch in self._batches:

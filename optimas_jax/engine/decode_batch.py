@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from optimas_jax.engine.constrain import Constraint
@@ -31,7 +32,7 @@ from optimas_jax.parallel.sharding import place_shards, put_shards
 from optimas_jax.parallel.transfer import fetch
 
 _STOP_TOKENS = 16  # tokens between two searches for stop texts that cross tokens
-_MANY = 4  # slots are dropped when there are this many times as many as needed
+MANY = 4  # slots are dropped when there are this many times as many as needed
 _MOST_PASSES = 16  # times that the oldest waiting request is passed over before the others wait for it
 
 Key = TypeVar("Key")
@@ -41,6 +42,16 @@ Flight = tuple[Any, "RowRequest"] | None  # the request in a row, with its key
 def enough_done(active: int) -> int:
     """Number of requests, of so many in flight, after whose ends a batch lets others join."""
     return max(active // 4, 1)
+
+
+def rows_for(count: int, sizes: Sequence[int]) -> int:
+    """The smallest of ``sizes`` that holds ``count`` requests."""
+    return next(size for size in sizes if size >= count)
+
+
+def coarse_sizes(sizes: Sequence[int]) -> Sequence[int]:
+    """Every other of ``sizes``, the largest one included: a batch that gets smaller changes its size less often."""
+    return sizes[::-2][::-1]
 
 
 class RowRequest(NamedTuple):
@@ -174,13 +185,13 @@ class DecodeBatch(Generic[Key]):
         flying = [(row, flight[1]) for row, flight in enumerate(self._flights) if flight is not None]
         assert flying and self._rows is not None
         limit = max(slot_bucket(request.slots) for _, request in flying)
-        self._reserved = limit if _MANY * limit <= self._reserved else self._reserved
+        self._reserved = limit if MANY * limit <= self._reserved else self._reserved
         wanted = max(
             wanted_slots(len(request.prompt), request.limit, int(self._rows.count[row])) for row, request in flying
         )
-        slots = self._slots if wanted <= self._slots < _MANY * wanted else wanted
-        sizes = self._row_sizes[::2]
-        if self._rows_for(max(self._loads), sizes) * self._shards < len(self._flights):
+        slots = self._slots if wanted <= self._slots < MANY * wanted else wanted
+        sizes = coarse_sizes(self._row_sizes)
+        if rows_for(max(self._loads), sizes) * self._shards < len(self._flights):
             self._resize(max(self._loads), slots, sizes)
         elif slots != self._slots:
             self._resize(len(self._flights) // self._shards, slots)
@@ -312,18 +323,18 @@ class DecodeBatch(Generic[Key]):
                 assert self._rows is not None
                 self._flights[row], self._rows.done[row] = None, True
 
+    def wait(self) -> None:
+        """Waits until the devices have done all that they were given."""
+        jax.block_until_ready(self._cache)
+
     def clear(self) -> None:
         """Forgets all requests in flight and the cache."""
         self._flights, self._rows, self._cache, self._slots, self._reserved = [], None, None, 0, 0
 
-    def _rows_for(self, count: int, sizes: Sequence[int]) -> int:
-        """The smallest of ``sizes`` that holds ``count`` requests."""
-        return next(size for size in sizes if size >= count)
-
     def _resize(self, count: int, slots: int, sizes: Sequence[int] = ()) -> None:
         """Resizes the batch to ``slots`` slots and, in each shard, the smallest of ``sizes`` (default: all) that holds
         ``count`` requests."""
-        size = self._rows_for(count, sizes or self._row_sizes)
+        size = rows_for(count, sizes or self._row_sizes)
         if size * self._shards == len(self._flights) and slots == self._slots:
             return
         old_size = len(self._flights) // self._shards

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +27,8 @@ from optimas_jax.parallel.platform import Compute, default_compute, free_memory,
 TOGETHER = (1, 8, 32, 64)  # requests in flight together
 LENGTHS = (128, 768)  # tokens of a prompt
 _TOKENS, _CALLS = 8, 5  # tokens of a measured call, and number of calls
-_PROMPTS = 8  # together
+PROMPTS = (64, 768)  # tokens of a prompt in measured passes
+_PASSES = (1, PROMPTS[0]), (8, PROMPTS[0]), (2, PROMPTS[1])  # number of prompts, and their tokens
 _FEWEST = 4  # layers that are measured of a large model
 _LARGEST = 1 << 30  # bytes of the weights that are measured whole; of larger models only some layers are
 
@@ -38,7 +38,7 @@ class EngineSpeed:
     """Seconds of a model's engine.
 
     Attributes:
-      prompt: seconds of a token of a prompt of ``LENGTHS[j]`` tokens.
+      prompt: seconds of a token of a prompt of ``PROMPTS[j]`` tokens.
       prompts: seconds of a pass over prompts beside those of its tokens.
       step: seconds in which every one of ``TOGETHER[i]`` requests gets a token, after prompts of ``LENGTHS[j]`` tokens.
       load_prompts, load_step: seconds in which the program of a pass, or of a step, is loaded. Every size of a batch
@@ -58,7 +58,7 @@ class EngineSpeed:
 
     def prompt_seconds(self, length: int) -> float:
         """Seconds of a token of a prompt of ``length`` tokens: linear between the measured lengths, and beyond them."""
-        return _linear(length, LENGTHS, self.prompt)
+        return _linear(length, PROMPTS, self.prompt)
 
     def times(self, factor: float) -> EngineSpeed:
         """The speed of a model of so many times the size; its programs take as long to load."""
@@ -128,10 +128,8 @@ def _measure(config: BackboneConfig) -> EngineSpeed:
     sampler = Sampler(with_caches(network, free_memory(jax.devices()[0])), params, tokenizer)
     steps = [[_steps(sampler, together, length) for length in LENGTHS] for together in TOGETHER]
     step = tuple(tuple(seconds for seconds, _ in of_number) for of_number in steps)
-    load_step = statistics.median(load for of_number in steps for _, load in of_number)
-    few = _pass(sampler, 1, LENGTHS[0] // 2)
-    many = _pass(sampler, _PROMPTS, LENGTHS[0] // 2)
-    longer = _pass(sampler, _PROMPTS // 4, LENGTHS[1])
+    load_step = min(load for _, load in steps[0])  # batches of two sizes, which no other had before
+    few, many, longer = (_pass(sampler, together, length) for together, length in _PASSES)
     # Seconds of passes are a line in their tokens; of many prompts there are several passes.
     prompt = max(many.seconds - many.count * few.seconds, 0.0) / (many.tokens - many.count * few.tokens)
     prompts = max(few.seconds - few.tokens * prompt, 0.0)
@@ -146,8 +144,12 @@ def _measure(config: BackboneConfig) -> EngineSpeed:
 def _steps(sampler: Sampler, together: int, length: int) -> tuple[float, float]:
     """Seconds of a step for so many requests, and of loading its program. They have one prompt, which is computed
     once."""
-    batch, request = sampler.batch(), sampler.row_request(SampleRequest(tuple(range(1, length + 1)), _TOKENS * _CALLS))
+    batch, request = (
+        sampler.own_batch(),
+        sampler.row_request(SampleRequest(tuple(range(1, length + 1)), _TOKENS * _CALLS)),
+    )
     admitted = len(batch.admit([(number, request) for number in range(together)]))
+    batch.wait()
     least, load = _least([_timed(partial(batch.step, _TOKENS)) for _ in range(_CALLS - 1)])
     return together / admitted * least / _TOKENS, load  # those without room wait, and then take as long
 
@@ -171,10 +173,13 @@ class _Passes:
 
 def _pass(sampler: Sampler, together: int, length: int) -> _Passes:
     """Measures passes over prompts that share nothing."""
-    batch, seconds = sampler.batch(), []
-    for ids in np.random.default_rng(length).integers(1, sampler.network.config.vocab_size, (_CALLS, together, length)):
+    batch, vocab, seconds = sampler.own_batch(), sampler.network.config.vocab_size, []
+    for ids in np.random.default_rng((together, length)).integers(1, vocab, (_CALLS, together, length)):
         requests = [sampler.row_request(SampleRequest(tuple(map(int, prompt)), 1)) for prompt in ids]
-        seconds.append(_timed(partial(batch.admit, list(enumerate(requests)))))
+        start = time.perf_counter()
+        batch.admit(list(enumerate(requests)))
+        batch.wait()
+        seconds.append(time.perf_counter() - start)
         batch.step(1)  # all answers end
     least, load = _least(seconds)
     sizes = [(length - 1) * len(prompts) for prompts in passes_of([length - 1] * together, sampler.network.compute)]

@@ -127,9 +127,14 @@ def in_turn(tree: T, mesh: Mesh | None) -> T:
 def forget_programs() -> None:
     """On CPU drops compiled programs and returns their memory: each decode program holds 50 MB. Does nothing elsewhere.
     A program that is needed again is read from JAX's compilation cache."""
-    if jax.default_backend() == "cpu":
+    if forgets_programs():
         jax.clear_caches()
         return_free_memory()
+
+
+def forgets_programs() -> bool:
+    """Whether ``forget_programs`` does anything here."""
+    return jax.default_backend() == "cpu"
 
 
 def return_free_memory() -> None:

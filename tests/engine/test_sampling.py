@@ -167,7 +167,7 @@ def test_requests_join_and_leave_a_running_batch(sampler):
 def test_lanes_change_speed_and_nothing_else(sampler, monkeypatch):
     monkeypatch.setattr("optimas_jax.engine.batching._ALONE", 4)
     monkeypatch.setattr("optimas_jax.engine.batching._BESIDE", 4)
-    monkeypatch.setattr("optimas_jax.engine.prefill._WORTH_DEALING", 64)
+    monkeypatch.setattr("optimas_jax.engine.prefill.WORTH_DEALING", 64)
     everything = requests(sampler, 14)
     two = tiny.sampler(dataclasses.replace(tiny.F32, lanes=2))
     batch = two.batch()

@@ -13,7 +13,8 @@ CONFIG = RANDOM_CONFIG
 
 def test_an_engine_is_measured_without_weights(monkeypatch):
     monkeypatch.setattr(speeds, "TOGETHER", (1, 2))  # one size of a batch, and so one program
-    monkeypatch.setattr(speeds, "LENGTHS", (64, 96))
+    monkeypatch.setattr(speeds, "LENGTHS", (16, 32))
+    monkeypatch.setattr(speeds, "_PASSES", ((1, 64), (8, 64), (2, 100)))
     speed = measure_engine(dataclasses.replace(CONFIG, num_layers=1))
     assert min(speed.prompt) >= 0 and speed.prompts >= 0 and len(speed.step) == 2
     assert speed.load_prompts >= 0 and speed.load_step >= 0

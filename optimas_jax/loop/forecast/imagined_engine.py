@@ -1,15 +1,20 @@
 """A local engine with a clock of its own: requests join its batches, and leave them, as in ``llm.local`` and
-``engine.batching``; how long that takes follows from ``EngineSpeed``. Its caches are as large as needed."""
+``engine.batching``; how long that takes follows from ``EngineSpeed``.
+
+Simpler than the engine: prefixes of prompts are never dropped, prompts that share one and come together share it at
+once, and engines of several models do not wait for each other.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import bisect
+import copy
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 
 from optimas_jax.engine.batching import most_in_lane
-from optimas_jax.engine.decode_batch import enough_done
+from optimas_jax.engine.decode_batch import MANY, coarse_sizes, enough_done, rows_for
 from optimas_jax.engine.memory import slot_bucket, wanted_slots
 from optimas_jax.engine.speed import EngineSpeed, passes_of
 from optimas_jax.llm.base import CompletionRequest
@@ -27,19 +32,30 @@ class _Flight:
 
     Attributes:
       prompt, new: tokens of its prompt, and those that it does not share with an earlier one.
-      most, first: slots that it may need, and those that it gets at first.
-      left: tokens until the end of its answer.
+      limit: most tokens of its answer.
+      length: tokens of its answer.
       ended: gets its seconds at the end.
+      count: tokens of its answer so far.
       seconds: its share of the engine's so far.
     """
 
     prompt: int
     new: int
-    most: int
-    first: int
-    left: int
+    limit: int
+    length: int
     ended: asyncio.Future[float]
+    count: int = 0
     seconds: float = 0.0
+
+    @property
+    def most(self) -> int:
+        """Slots that it may need."""
+        return slot_bucket(self.prompt + self.limit - 1)
+
+    @property
+    def slots(self) -> int:
+        """Slots for its next tokens."""
+        return wanted_slots(self.prompt, self.limit, self.count)
 
 
 @dataclasses.dataclass
@@ -49,6 +65,7 @@ class _Batch:
     flights: list[_Flight] = dataclasses.field(default_factory=list)
     rows: int = 0
     slots: int = 0
+    reserved: int = 0
 
 
 class ImaginedEngine:
@@ -74,10 +91,11 @@ class ImaginedEngine:
         Returns:
           The request's share of the engine's seconds.
         """
-        shared = int(prompt * self._shared(request)) // BLOCK * BLOCK
-        slots = slot_bucket(prompt + request.max_tokens - 1), wanted_slots(prompt, request.max_tokens)
+        # Decoding reads the last token, and a pass has one token at least.
+        shared = max(min(int(prompt * self._shared(request)), prompt - 2), 0) // BLOCK * BLOCK
         ended = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Flight(prompt, max(prompt - 1 - shared, 0), *slots, answer, ended))
+        new = max(prompt - 1 - shared, 0)
+        self._waiting.append(_Flight(prompt, new, request.max_tokens, answer, ended))
         self._sent += 1
         if self._clock is None or self._clock.done():
             self._clock = asyncio.ensure_future(self._run())
@@ -89,7 +107,7 @@ class ImaginedEngine:
 
     def _shared(self, request: CompletionRequest) -> float:
         """The share of a prompt with which an earlier one began."""
-        text = "\n".join(message.content for message in request.messages)
+        text = request.adapter + "\n".join(message.content for message in request.messages)
         position = bisect.bisect_left(self._prompts, text)
         neighbours = self._prompts[max(position - 1, 0) : position + 1]
         longest = max((_common(text, other) for other in neighbours), default=0)
@@ -102,26 +120,30 @@ class ImaginedEngine:
 
     async def _run(self) -> None:
         """Answers requests until there are none."""
+        answered = True
         try:
             while self._waiting or self._flying:
-                sent = -1
-                while sent != self._sent:  # those who were just answered may ask again, and then join at once
-                    sent = self._sent
-                    for _ in range(_TURNS):
-                        await self._settle()
-                        for _ in range(_TICKS):
-                            await asyncio.sleep(0)
-                self._advance()
-        except BaseException as error:
-            for flight in (*self._waiting, *self._flying):
-                if not flight.ended.done():
-                    flight.ended.set_exception(error)
-            raise
+                if answered:
+                    await self._gather()
+                answered = self._advance()
+        except Exception as error:
+            for flight in _open((*self._waiting, *self._flying)):
+                flight.ended.set_exception(copy.copy(error))
         finally:
             self._waiting, self._batches = [], [_Batch() for _ in self._batches]
 
-    def _advance(self) -> None:
-        """Lets waiting requests join, decodes for a while, and answers those that are done."""
+    async def _gather(self) -> None:
+        """Waits for requests of those who were just answered, which then join at once."""
+        sent = -1
+        while sent != self._sent:
+            sent = self._sent
+            for _ in range(_TURNS):
+                await self._settle()
+                for _ in range(_TICKS):
+                    await asyncio.sleep(0)
+
+    def _advance(self) -> bool:
+        """Lets waiting requests join, decodes for a while, and answers those that are done; returns whether any is."""
         self._waiting = _open(self._waiting)
         for batch in self._batches:
             batch.flights = _open(batch.flights)
@@ -129,27 +151,28 @@ class ImaginedEngine:
         flying = self._flying
         for flight in flying:
             flight.seconds += seconds / len(flying)
-            if flight.left <= 0:
+            if flight.count >= flight.length:
                 flight.ended.set_result(flight.seconds)
         for batch in self._batches:
-            batch.flights = [flight for flight in batch.flights if flight.left > 0]
+            batch.flights = _open(batch.flights)
+        return len(self._flying) < len(flying)
 
     def _admit(self) -> list[_Flight]:
         """The waiting requests that join a batch now."""
         admitted: list[_Flight] = []
         most = most_in_lane(len(self._waiting) + len(self._flying), len(self._batches), self._sizes[-1])
         for batch in self._batches:
-            slots = max((flight.most for flight in batch.flights), default=0)
+            slots = batch.reserved if batch.flights else 0
             wanted = [flight.most for flight in self._waiting]
             if wanted and min(wanted) > slots:
                 slots = max(set(wanted), key=lambda size: (wanted.count(size), -size))
             fitting = [flight for flight in self._waiting if flight.most <= slots]
             joining = fitting[: max(min(most, self._sizes[-1]) - len(batch.flights), 0)]
             if joining:
-                first = max(flight.first for flight in joining)
-                batch.slots = max(first, batch.slots) if batch.flights else first
+                first = max(flight.slots for flight in joining)
+                batch.slots, batch.reserved = max(first, batch.slots if batch.flights else 0), slots
                 batch.flights += joining
-                batch.rows = self._rows_for(len(batch.flights), self._sizes)
+                batch.rows = rows_for(len(batch.flights), self._sizes)
                 self._waiting = [flight for flight in self._waiting if flight not in joining]
                 admitted += joining
         return admitted
@@ -172,19 +195,19 @@ class ImaginedEngine:
         for batch in self._batches:
             if not batch.flights:
                 continue
-            batch.rows = min(batch.rows, self._rows_for(len(batch.flights), self._sizes[::2]))
+            batch.rows = min(batch.rows, rows_for(len(batch.flights), coarse_sizes(self._sizes)))
+            limit = max(flight.most for flight in batch.flights)
+            batch.reserved = limit if MANY * limit <= batch.reserved else batch.reserved
+            wanted = max(flight.slots for flight in batch.flights)
+            batch.slots = batch.slots if wanted <= batch.slots < MANY * wanted else wanted
             seconds += self._loaded((batch.rows, batch.slots), self._speed.load_step)
-            lefts = sorted(flight.left for flight in batch.flights)
+            lefts = sorted(flight.length - flight.count for flight in batch.flights)
             count = min(lefts[enough_done(len(lefts)) - 1], STEP_TOKENS)
             for flight in batch.flights:
-                flight.left -= count
+                flight.count += count
             steps = max(steps, count)
-        longest = max((flight.prompt for flight in flying), default=0)
+        longest = max((flight.prompt + flight.count for flight in flying), default=0)
         return seconds + steps * self._speed.step_seconds(len(flying), longest)
-
-    def _rows_for(self, count: int, sizes: Sequence[int]) -> int:
-        """The smallest of ``sizes`` that holds ``count`` requests."""
-        return next((size for size in sizes if size >= count), self._sizes[-1])
 
     def _loaded(self, size: tuple[int, ...], seconds: float) -> float:
         """``seconds`` if the program for this size is not loaded; it is from now on."""

