@@ -28,6 +28,11 @@ class ContinuousBatch(Generic[Key]):
         """Keys of the requests in flight."""
         return [key for batch in self._batches for key in batch.active]
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Numbers of rows and of slots of each batch."""
+        return [batch.shape for batch in self._batches]
+
     def admit(self, waiting: Sequence[tuple[Key, RowRequest]]) -> list[Key]:
         """Admits as many waiting requests as there is room for, oldest first, and prefills their prompts.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -126,32 +127,38 @@ def _measure(config: BackboneConfig) -> EngineSpeed:
     # Every answer goes on to its limit: no token ends it.
     tokenizer = dataclasses.replace(load_tokenizer(resolve("random:0")), eos_ids=())
     sampler = Sampler(with_caches(network, free_memory(jax.devices()[0])), params, tokenizer)
-    steps = [[_steps(sampler, together, length) for length in LENGTHS] for together in TOGETHER]
-    step = tuple(tuple(seconds for seconds, _ in of_number) for of_number in steps)
-    load_step = min(load for _, load in steps[0])  # batches of two sizes, which no other had before
+    loads: dict[tuple[int, int], float] = {}
+    step = tuple(tuple(_step_seconds(sampler, together, length, loads) for length in LENGTHS) for together in TOGETHER)
+    load_step = statistics.median(loads.values())
     few, many, longer = (_pass(sampler, together, length) for together, length in _PASSES)
     # Seconds of passes are a line in their tokens; of many prompts there are several passes.
     prompt = max(many.seconds - many.count * few.seconds, 0.0) / (many.tokens - many.count * few.tokens)
     prompts = max(few.seconds - few.tokens * prompt, 0.0)
     at_long = max(longer.seconds - longer.count * prompts, 0.0) / longer.tokens
-    speed = EngineSpeed((prompt, at_long), prompts, step, many.load, load_step)
+    load_prompts = statistics.median((few.load, many.load, longer.load))
+    speed = EngineSpeed((prompt, at_long), prompts, step, load_prompts, load_step)
     del sampler, params
     gc.collect()  # a sampler and its caches refer to each other, and would keep the weights
     return_free_memory()
     return speed
 
 
-def _steps(sampler: Sampler, together: int, length: int) -> tuple[float, float]:
-    """Seconds of a step for so many requests, and of loading its program. They have one prompt, which is computed
-    once."""
+def _step_seconds(sampler: Sampler, together: int, length: int, loads: dict[tuple[int, int], float]) -> float:
+    """Seconds of a step for so many requests. They have one prompt, which is computed once.
+
+    Args:
+      loads: seconds of loading the programs of steps, by size of the batch; gets that of this one if it is new.
+    """
     batch, request = (
         sampler.own_batch(),
         sampler.row_request(SampleRequest(tuple(range(1, length + 1)), _TOKENS * _CALLS)),
     )
     admitted = len(batch.admit([(number, request) for number in range(together)]))
     batch.wait()
+    size = batch.sizes[0]
     least, load = _least([_timed(partial(batch.step, _TOKENS)) for _ in range(_CALLS - 1)])
-    return together / admitted * least / _TOKENS, load  # those without room wait, and then take as long
+    loads.setdefault(size, load)
+    return together / admitted * least / _TOKENS  # those without room wait, and then take as long
 
 
 @dataclasses.dataclass(frozen=True)
