@@ -16,6 +16,8 @@ import numpy as np
 
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import cache_dir, resolve
+from optimas_jax.engine.batching import ContinuousBatch
+from optimas_jax.engine.decode_batch import RowRequest
 from optimas_jax.engine.memory import with_caches
 from optimas_jax.engine.pool import use_compilation_cache
 from optimas_jax.engine.prefill import PASS_PROMPTS, WORTH_DEALING
@@ -153,8 +155,7 @@ def _step_seconds(sampler: Sampler, together: int, length: int, loads: dict[tupl
         sampler.own_batch(),
         sampler.row_request(SampleRequest(tuple(range(1, length + 1)), _TOKENS * _CALLS)),
     )
-    admitted = len(batch.admit([(number, request) for number in range(together)]))
-    batch.wait()
+    admitted = _admit(batch, [request] * together)
     size = batch.sizes[0]
     least, load = _least([_timed(partial(batch.step, _TOKENS)) for _ in range(_CALLS - 1)])
     loads.setdefault(size, load)
@@ -183,10 +184,7 @@ def _pass(sampler: Sampler, together: int, length: int) -> _Passes:
     batch, vocab, seconds = sampler.own_batch(), sampler.network.config.vocab_size, []
     for ids in np.random.default_rng((together, length)).integers(1, vocab, (_CALLS, together, length)):
         requests = [sampler.row_request(SampleRequest(tuple(map(int, prompt)), 1)) for prompt in ids]
-        start = time.perf_counter()
-        batch.admit(list(enumerate(requests)))
-        batch.wait()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_timed(partial(_admit, batch, requests)))
         batch.step(1)  # all answers end
     least, load = _least(seconds)
     sizes = [(length - 1) * len(prompts) for prompts in passes_of([length - 1] * together, sampler.network.compute)]
@@ -212,6 +210,13 @@ def passes_of(tokens: Sequence[int], compute: Compute) -> list[list[int]]:
         passes += [chosen] if together else [part for part in parts if part]
         waiting = [prompt for prompt in waiting if prompt not in chosen]
     return passes
+
+
+def _admit(batch: ContinuousBatch[int], requests: Sequence[RowRequest]) -> int:
+    """Lets requests join a batch, and waits until their prompts are computed; returns how many had room."""
+    admitted = batch.admit(list(enumerate(requests)))
+    batch.wait()
+    return len(admitted)
 
 
 def _timed(call: Callable[[], object]) -> float:
