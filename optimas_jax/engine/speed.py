@@ -73,7 +73,8 @@ class EngineSpeed:
 def measure_engine(config: BackboneConfig) -> EngineSpeed:
     """Times the engine on the first device, with weights that are all equal.
 
-    Takes about 35 s for SmolLM2-135M on two processor cores. Of a model above 1 GiB two numbers of layers are measured, from which the others follow.
+    Takes about 35 s for SmolLM2-135M on two processor cores. Of a model above 1 GiB two numbers of layers are measured,
+    from which the others follow.
 
     Raises:
       MemoryError: if these layers take more than half of the free memory.
