@@ -355,7 +355,7 @@ class Completer(Protocol):
     """Answers completion requests.
 
     A completer that can count the tokens of a prompt also has ``prompt_tokens(request) -> int | None``
-    (``count_prompt``).
+    (``count_prompt``), and a completer that executes programs also has ``execute`` (``llm.sandbox.SandboxCompleter``).
     """
 
     async def complete(self, request: CompletionRequest) -> Completion:

@@ -271,11 +271,10 @@ def _policies(config: RunConfig, engines: Engines, folder: RunFolder, checkpoint
     return PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
 
 
-def _executing(
-    completer: Completer, shared: Path | None, opened: contextlib.ExitStack
-) -> SandboxCompleter | SharedCompleter:
-    """The completer, which also executes programs; with results shared by processes, if a folder for them is given."""
-    executing = SandboxCompleter(completer)
+def _executing(completer: Completer, shared: Path | None, opened: contextlib.ExitStack) -> Completer:
+    """The completer, which also executes programs, in a sandbox unless it does itself (an imagined model does); with
+    results shared by processes, if a folder for them is given."""
+    executing = completer if hasattr(completer, "execute") else SandboxCompleter(completer)
     if shared is None:
         return executing
     sharing = SharedCompleter(shared, executing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,18 @@ def test_local_rewards_and_weights_are_rehearsed_without_devices() -> None:
     )
     host = plan_run(weights).host
     assert host.steps["optimize: propose"].high.calls > 0
+
+
+def test_a_rehearsal_executes_no_program(monkeypatch) -> None:
+    executed: list[Any] = []
+    monkeypatch.setattr("optimas_jax.llm.sandbox.run_tests", lambda *arguments: executed.append(arguments))
+    preset = runpy.run_path(str(ROOT / "configs" / "bigcodebench.py"))["get_config"]
+    config = parse_config(preset("paper").to_dict())
+    few = dataclasses.replace(config.data, train=8, val=4, test=4)
+    search = dataclasses.replace(config.optimize, iterations=1, inputs=4)
+    offline = dataclasses.replace(config.offline, inputs=4)
+    planned = plan_run(dataclasses.replace(config, optimize=search, data=few, offline=offline))
+    assert planned.host.total.expected.calls and not executed
 
 
 def test_a_program_is_planned_and_not_run(tmp_path: Path) -> None:
