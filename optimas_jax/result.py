@@ -136,8 +136,8 @@ class Result:
     @property
     def blame(self) -> pd.DataFrame:
         """The failing validation runs of the final configuration: the ``component`` that is most likely at fault ("" if
-        it is unknown, with the ``reason``), its share of the blame, and for each component the percentile of its local
-        reward among passing runs."""
+        it is unknown, with the ``reason``), its share of the blame, and for each component the lowest percentile of its
+        local reward and relevance among passing runs."""
         runs = (self.results.get("blame") or {}).get("examples", [])
         rows = [
             {

@@ -40,7 +40,7 @@ from optimas_jax.programs.program import program as declare
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
 from optimas_jax.rewards.scorer import RewardScorer
-from optimas_jax.search.blame import Scores, blame, passes
+from optimas_jax.search.blame import Measures, Scores, blame, passes
 from optimas_jax.search.optimisers.demos import demo_pool, propose_demos
 
 Corrupt = Callable[[Call, random.Random], Mapping[str, Any] | None]  # a wrong output in place of a right one
@@ -48,7 +48,7 @@ Corrupt = Callable[[Call, random.Random], Mapping[str, Any] | None]  # a wrong o
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A planted fault: the guilty component, the local rewards of the run that it failed, and who reads whom there."""
+    """A planted fault: the guilty component, the measures of the run that it failed, and who reads whom there."""
 
     guilty: str
     scores: Scores
@@ -61,12 +61,12 @@ class Planted:
 
     Attributes:
       groups: that local rewards were trained on, by component.
-      passing: local rewards of passing runs, by component.
+      passing: measures of the calls of passing runs, by component.
     """
 
     faults: Sequence[Fault]
     groups: Mapping[str, int]
-    passing: Mapping[str, Sequence[float]]
+    passing: Mapping[str, Sequence[Measures]]
 
     def right(self) -> list[bool]:
         """Whether the guilty component is first, by fault."""
@@ -277,7 +277,12 @@ def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
 
         traces = run_many(system, [Job(configuration, example, 0) for example in EXAMPLES], concurrency=8)
         good = [(e, trace) for e, trace in zip(EXAMPLES, traces, strict=True) if trace.score >= 0.5]
-        contrasts = {name: [{field[name]: word} for word in words] for name in names}
+        contrasts = {
+            name: [
+                (call.inputs, {field[name]: word}) for _, run in good for call in run.calls_of(name) for word in words
+            ]
+            for name in names
+        }
         good_runs += run_scores(rewards, system, "exact", contrasts, [trace for _, trace in good])
         turn = names[index % 3]
         planted = plant(system, configuration, good[:1], [turn], corrupt, 1, derive_seed(seed, index))

@@ -1,16 +1,17 @@
 """Blame: the component that is most likely at fault in a run that failed.
 
-Local rewards of different components have different scales, so percentiles are compared: the rank of a component's
-local reward among its local rewards in runs that passed. Without a fault a percentile u is uniform. At a fault it is
-low. Behind a fault, where a component reads wrong inputs, it is often low, too. Therefore the lowest percentile alone
-blames a late component as often as an early one. With the densities of u
+Each call of a run has measures that are low at a fault: its local reward, and how well its output fits its own input
+rather than others. Their scales differ by component, so percentiles are compared: the rank of a measure among the same
+measure of the component's calls in runs that passed. Without a fault a percentile u is uniform. At a fault it is low.
+Behind a fault, where a component reads wrong inputs, it is often low, too. Therefore the lowest percentile alone blames
+a late component as often as an early one. With the densities of u
 
     1 without a fault,   FAULT u^(FAULT - 1) at the fault,   BEHIND u^(BEHIND - 1) behind it
 
-the likelihood that a call is at fault is the density of its own percentile at a fault, times the densities of all
-percentiles behind it; all others are uniform. The likelihood of a component is the mean over its calls. Shares are
-likelihoods divided by their sum, for one fault and a uniform prior. Of two low percentiles, the earlier one explains
-the later one.
+the likelihood that a call is at fault is the density of its own percentiles at a fault, times the densities of all
+percentiles behind it, as if measures were independent; all others are uniform. The likelihood of a component is the
+mean over its calls. Shares are likelihoods divided by their sum, for one fault and a uniform prior. Of two low calls,
+the earlier one explains the later one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-FAULT, BEHIND = 0.25, 0.75  # chosen on development seeds (docs/objectives.md)
+FAULT, BEHIND = 0.25, 0.5  # chosen on development seeds (docs/objectives.md)
 FEWEST = 8  # least number of scores on passing runs to judge a component
-FAILED = -math.inf  # local reward of a call without outputs
+FAILED = -math.inf  # every measure of a call without outputs
 
-Scores = Sequence[tuple[str, float]]  # (component, local reward) of the calls of one run, in their order
+Measures = tuple[float, ...]  # of one call; low at a fault
+Scores = Sequence[tuple[str, Measures]]  # (component, its measures) of the calls of one run, in their order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Blame:
     Attributes:
       component: name of the component most likely at fault; "" if that is unknown.
       shares: shares of the blame, by component that can be judged, in the order of the run; they add up to 1.
-      percentiles: the lowest percentile of each component's calls; None with too few passing runs.
+      percentiles: the lowest percentile of each component's calls in any measure; None with too few passing runs.
       reason: why the component at fault is unknown, or "".
     """
 
@@ -43,29 +45,33 @@ class Blame:
     reason: str = ""
 
 
-def percentile(score: float, passing: Sequence[float]) -> float | None:
-    """Share of ``passing`` scores below a score, in (0, 1). Equal scores, and the score itself, count half. None for
-    fewer than ``FEWEST``."""
-    if len(passing) < FEWEST:
-        return None
-    below, equal = sum(other < score for other in passing), sum(other == score for other in passing)
+def percentile(value: float, passing: Sequence[float]) -> float:
+    """Share of ``passing`` values below a value, in (0, 1). Equal values, and the value itself, count half."""
+    below, equal = sum(other < value for other in passing), sum(other == value for other in passing)
     return (below + (equal + 1) / 2) / (len(passing) + 1)
 
 
-def blame(run: Scores, passing: Mapping[str, Sequence[float]], behind: Mapping[str, Collection[str]]) -> Blame:
+def percentiles(measures: Measures, passing: Sequence[Measures]) -> Measures | None:
+    """The percentile of each measure of a call among passing calls; None if these are fewer than ``FEWEST``."""
+    if len(passing) < FEWEST:
+        return None
+    return tuple(percentile(value, values) for value, values in zip(measures, zip(*passing, strict=True), strict=True))
+
+
+def blame(run: Scores, passing: Mapping[str, Sequence[Measures]], behind: Mapping[str, Collection[str]]) -> Blame:
     """Finds the component that is most likely at fault in a run.
 
     Args:
       run: a run that failed.
-      passing: local rewards in runs that passed, by component.
+      passing: measures of the calls of runs that passed, by component.
       behind: components that read a component's outputs, directly or through others.
     """
-    levels = [(name, percentile(score, passing.get(name, ()))) for name, score in run]
+    levels = [(name, percentiles(measures, passing.get(name, ()))) for name, measures in run]
     known = [(name, level) for name, level in levels if level is not None]
-    lowest: dict[str, float | None] = {}
-    for name, level in levels:
-        lower = [value for value in (lowest.get(name), level) if value is not None]
-        lowest[name] = min(lower, default=None)
+    lowest: dict[str, float | None] = dict.fromkeys(name for name, _ in run)
+    for name, level in known:
+        before = lowest[name]
+        lowest[name] = min(level if before is None else (*level, before))
     judged = list(dict.fromkeys(name for name, _ in known))
     if len(judged) < 2:
         few = max((len(passing.get(name, ())) for name in lowest), default=0)
@@ -82,16 +88,16 @@ def blame(run: Scores, passing: Mapping[str, Sequence[float]], behind: Mapping[s
     return Blame(max(shares, key=lambda name: shares[name]), shares, lowest)
 
 
-def _log_likelihood(index: int, calls: Sequence[tuple[str, float]], behind: Mapping[str, Collection[str]]) -> float:
+def _log_likelihood(index: int, calls: Scores, behind: Mapping[str, Collection[str]]) -> float:
     """Log likelihood of the percentiles of all calls, if the call at ``index`` is at fault."""
     name, level = calls[index]
     later = [later_level for later_name, later_level in calls[index + 1 :] if later_name in behind.get(name, ())]
     return _log_density(level, FAULT) + sum(_log_density(later_level, BEHIND) for later_level in later)
 
 
-def _log_density(level: float, exponent: float) -> float:
-    """Log density of Beta(exponent, 1)."""
-    return math.log(exponent) + (exponent - 1) * math.log(level)
+def _log_density(levels: Measures, exponent: float) -> float:
+    """Log density of independent percentiles, each of Beta(exponent, 1)."""
+    return sum(math.log(exponent) + (exponent - 1) * math.log(level) for level in levels)
 
 
 def passes(scores: Sequence[float]) -> list[bool]:

@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 from optimas_jax.core.types import Call, Example, Outcome, Trace
 from optimas_jax.core.values import Prompt, PromptSpace
 from optimas_jax.llm.component import LanguageModel, llm_component
-from optimas_jax.search.blame import BEHIND, FAILED, FAULT, FEWEST, blame, passes, percentile, summarise
+from optimas_jax.search.blame import BEHIND, FAILED, FAULT, FEWEST, blame, passes, percentile, percentiles, summarise
 from optimas_jax.search.optimisers import reflect
 from optimas_jax.search.optimisers.task import Effort, PromptTask
 
 NAMES = ("first", "second", "third")
 AFTER = {"first": {"second", "third"}, "second": {"third"}, "third": set()}
-PASSING = {name: [float(level) for level in range(19)] for name in NAMES}
+LEVELS = [float(level) for level in range(19)]
+PASSING = {name: [(level,) for level in LEVELS] for name in NAMES}
 
 
 def run(*scores):
-    return list(zip(NAMES, scores, strict=True))
+    """A run whose calls have one measure."""
+    return [(name, (score,)) for name, score in zip(NAMES, scores, strict=True)]
 
 
 def few(count):
@@ -30,18 +32,17 @@ def few(count):
 
 
 def test_percentiles_count_equal_scores_half_and_need_enough_runs() -> None:
-    known = [float(level) for level in range(19)]
-    assert percentile(-1.0, known) == 0.5 / 20 and percentile(99.0, known) == 19.5 / 20
-    assert percentile(9.0, known) == pytest.approx(0.5)
+    assert percentile(-1.0, LEVELS) == 0.5 / 20 and percentile(99.0, LEVELS) == 19.5 / 20
+    assert percentile(9.0, LEVELS) == pytest.approx(0.5)
     assert percentile(1.0, [1.0] * 9) == pytest.approx(0.5)  # all alike: neither low nor high
-    assert percentile(0.0, [1.0] * FEWEST) == 0.5 / (FEWEST + 1)
-    assert percentile(0.0, [1.0] * (FEWEST - 1)) is None
-    assert percentile(FAILED, known) == 0.5 / 20 and percentile(FAILED, [FAILED] * 9) == pytest.approx(0.5)
+    assert percentile(FAILED, LEVELS) == 0.5 / 20 and percentile(FAILED, [FAILED] * 9) == pytest.approx(0.5)
+    assert percentiles((0.0, 2.0), [(1.0, 1.0)] * FEWEST) == (0.5 / (FEWEST + 1), 1 - 0.5 / (FEWEST + 1))
+    assert percentiles((0.0, 2.0), [(1.0, 1.0)] * (FEWEST - 1)) is None
 
 
 def test_one_low_component_is_blamed() -> None:
     for guilty in NAMES:
-        said = blame([(name, -1.0 if name == guilty else 9.0) for name in NAMES], PASSING, AFTER)
+        said = blame(run(*(-1.0 if name == guilty else 9.0 for name in NAMES)), PASSING, AFTER)
         assert said.component == guilty and sum(said.shares.values()) == pytest.approx(1.0)
 
 
@@ -52,7 +53,8 @@ def test_of_several_low_ones_the_earliest_explains_the_others() -> None:
     fault, later = (exponent * low ** (exponent - 1) for exponent in (FAULT, BEHIND))
     middle = FAULT * 0.5 ** (FAULT - 1), BEHIND * 0.5 ** (BEHIND - 1)
     likelihoods = dict(run(middle[0] * later * later, fault * later, fault))
-    assert said.shares == pytest.approx({name: one / sum(likelihoods.values()) for name, one in likelihoods.items()})
+    whole = sum(value for (value,) in likelihoods.values())
+    assert said.shares == pytest.approx({name: value / whole for name, (value,) in likelihoods.items()})
 
 
 def test_components_beside_each_other_explain_nothing_of_each_other() -> None:
@@ -68,9 +70,9 @@ def test_too_few_runs_and_a_single_component_are_told() -> None:
     said = blame(run(0.0, 0.0, 0.0), few(3), AFTER)
     assert (said.component, said.shares) == ("", {}) and said.percentiles == dict.fromkeys(NAMES)
     assert said.reason == f"too few to say: 3 calls in passing runs, and {FEWEST} are needed"
-    assert blame([("first", 0.0)], PASSING, AFTER).reason == "too few to say: one component can be judged"
+    assert blame([("first", (0.0,))], PASSING, AFTER).reason == "too few to say: one component can be judged"
     assert blame([], {}, {}).component == ""
-    new = blame([*run(9.0, -1.0, 9.0), ("never", -9.0)], PASSING, AFTER)  # no passing run calls it
+    new = blame([*run(9.0, -1.0, 9.0), ("never", (-9.0,))], PASSING, AFTER)  # no passing run calls it
     assert new.component == "second" and new.percentiles["never"] is None
 
 
@@ -87,18 +89,38 @@ def test_scales_of_local_rewards_do_not_matter(quarters, scale, shift) -> None:
     maps = dict(zip(NAMES, (lambda x: scale * x + shift, math.exp, lambda x: x**3), strict=True))
 
     scores = run(*(quarter / 4 for quarter in quarters))
-    mapped = [(name, maps[name](score)) for name, score in scores]
-    known = {name: list(map(maps[name], of_name)) for name, of_name in PASSING.items()}
+    mapped = [(name, (maps[name](score),)) for name, (score,) in scores]
+    known = {name: [(maps[name](level),) for level in LEVELS] for name in NAMES}
     assert blame(mapped, known, AFTER) == blame(scores, PASSING, AFTER)
 
 
 def test_in_a_loop_the_first_low_call_explains_those_that_follow() -> None:
     """The second call of the first component reads what the second one wrote, and is low by that."""
     loop = {"first": {"first", "second"}, "second": {"first", "second"}}
-    calls = [("first", 9.0), ("second", -1.0), ("first", -1.0), ("second", -1.0)]
+    calls = [("first", (9.0,)), ("second", (-1.0,)), ("first", (-1.0,)), ("second", (-1.0,))]
     said = blame(calls, PASSING, loop)
     assert said.component == "second" and said.percentiles == {"first": 0.5 / 20, "second": 0.5 / 20}
-    assert blame([("first", -1.0), *calls[1:]], PASSING, loop).component == "first"
+    assert blame([("first", (-1.0,)), *calls[1:]], PASSING, loop).component == "first"
+
+
+def test_measures_are_multiplied_as_independent_ones() -> None:
+    """The second component is low in one measure, the third in another; both together name the second."""
+    both = {name: [(level, -level) for level in LEVELS] for name in NAMES}
+    calls = [("first", (9.0, -9.0)), ("second", (-1.0, -9.0)), ("third", (9.0, -99.0))]
+    said = blame(calls, both, AFTER)
+    assert said.component == "second" and said.percentiles == {"first": 0.5, "second": 0.5 / 20, "third": 0.5 / 20}
+    low, middle = 0.5 / 20, 0.5
+
+    def density(exponent, *levels):
+        return math.prod(exponent * level ** (exponent - 1) for level in levels)
+
+    likelihoods = {
+        "first": density(FAULT, middle, middle) * density(BEHIND, low, middle) * density(BEHIND, middle, low),
+        "second": density(FAULT, low, middle) * density(BEHIND, middle, low),
+        "third": density(FAULT, middle, low),
+    }
+    shares = {name: value / sum(likelihoods.values()) for name, value in likelihoods.items()}
+    assert said.shares == pytest.approx(shares)
 
 
 def test_a_summary_counts_who_is_first() -> None:

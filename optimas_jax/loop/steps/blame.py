@@ -1,4 +1,4 @@
-"""Blame of a run: local rewards of the calls of runs, and which components they blame for failures
+"""Blame of a run: local rewards and relevance of the calls of runs, and which components they blame for failures
 (``search.blame``)."""
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from optimas_jax.core.types import Outcome, Trace, derive_seed, digest
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import State
 from optimas_jax.loop.steps.observe import read_by
-from optimas_jax.rewards.scorer import Fields, RewardScorer, score_outputs
-from optimas_jax.search.blame import FAILED, Blame, Scores, Summary, blame, passes, summarise
+from optimas_jax.rewards.scorer import Fields, RewardScorer
+from optimas_jax.rewards.text import text_group
+from optimas_jax.search.blame import FAILED, Blame, Measures, Scores, Summary, blame, passes, summarise
 
 _PASSING, _FAILING = 20, 10  # most runs of each kind that are scored
-_CONTRASTS = 4  # other outputs with which an output is compared on its input
+_CONTRASTS = 4  # calls in passing runs with which the calls of a component are compared
+
+Calls = Sequence[tuple[Fields, Fields]]  # (inputs, outputs)
 
 
-def contrasts_of(passing: Sequence[Trace], names: Sequence[str], seed: int) -> dict[str, list[Fields]]:
-    """A random draw of ``_CONTRASTS`` different outputs of each component in runs that passed. Outputs of other calls
-    are compared with these on their own inputs."""
+def contrasts_of(passing: Sequence[Trace], names: Sequence[str], seed: int) -> dict[str, Calls]:
+    """A random draw of ``_CONTRASTS`` different calls of each component in runs that passed."""
     contrasts = {}
     for name in names:
         calls = [call for trace in passing for call in trace.calls_of(name) if call.outcome is Outcome.OK]
-        outputs = list({digest(call.outputs): call.outputs for call in calls}.values())
+        different = list({digest(call.inputs, call.outputs): (call.inputs, call.outputs) for call in calls}.values())
         rng = random.Random(derive_seed(seed, "contrasts", name))
-        contrasts[name] = rng.sample(outputs, min(_CONTRASTS, len(outputs)))
+        contrasts[name] = rng.sample(different, min(_CONTRASTS, len(different)))
     return contrasts
 
 
@@ -37,44 +39,82 @@ def run_scores(
     scorer: RewardScorer,
     system: System,
     reward: str,
-    contrasts: Mapping[str, Sequence[Fields]],
+    contrasts: Mapping[str, Calls],
     traces: Sequence[Trace],
 ) -> list[Scores]:
-    """The local rewards of the calls of every run, in their order.
-
-    A local reward is trained on differences between outputs on one input: a constant added to all of them is arbitrary.
-    Therefore the mean local reward of other outputs on the same input, the contrasts, is subtracted.
+    """The measures of the calls of every run (``measures_of``), in their order.
 
     Args:
-      contrasts: other outputs by component with a local reward (``contrasts_of``).
+      contrasts: other calls by component with a local reward (``contrasts_of``).
     """
-    scores_by_call: dict[tuple[int, int], float] = {}  # by run and call
+    by_call: dict[tuple[int, int], Measures] = {}  # by run and call
     for name, others in contrasts.items():
         positions = [(number, index) for number, trace in enumerate(traces) for index in trace.indices(name)]
         calls = {position: traces[position[0]].calls[position[1]] for position in positions}
         ended = [position for position in positions if calls[position].outcome is Outcome.OK]
-        outputs = [(calls[position].inputs, calls[position].outputs) for position in ended]
-        rows = [(inputs, [output, *(other for other in others if other != output)]) for inputs, output in outputs]
-        scores = score_outputs(scorer, system, reward, name, rows) if rows else []
-        scores_by_call |= dict.fromkeys(positions, FAILED)
-        for position, (score, *of_others) in zip(ended, scores, strict=True):
-            scores_by_call[position] = score - statistics.fmean(of_others or [0.0])
+        pairs = [(calls[position].inputs, calls[position].outputs) for position in ended]
+        by_call |= dict.fromkeys(positions, (FAILED, FAILED))
+        by_call |= zip(ended, measures_of(scorer, system, reward, name, pairs, others), strict=True)
     return [
         [
-            (call.component, scores_by_call[number, index])
+            (call.component, by_call[number, index])
             for index, call in enumerate(trace.calls)
-            if (number, index) in scores_by_call
+            if (number, index) in by_call
         ]
         for number, trace in enumerate(traces)
     ]
 
 
-def by_component(runs: Iterable[Scores]) -> dict[str, list[float]]:
-    """The local rewards of all calls of several runs, by component."""
-    scores: dict[str, list[float]] = {}
-    for name, score in (call for run in runs for call in run):
-        scores.setdefault(name, []).append(score)
-    return scores
+def measures_of(
+    scorer: RewardScorer, system: System, reward: str, component: str, calls: Calls, others: Calls
+) -> list[Measures]:
+    """The local reward and the relevance of each call of a component, from its local reward r and likelihood p:
+
+        r(x, y) - mean over y' of r(x, y')
+        log p(y | x) - mean over y' of log p(y' | x) - mean over x' of log p(y | x')
+
+    A local reward is trained on differences between outputs on one input: a constant added to all of them is arbitrary.
+    Relevance is high if an output fits its own input better than it fits other inputs, and than other outputs fit this
+    input (as pointwise mutual information is).
+
+    Args:
+      calls: (inputs, outputs) = (x, y) of each call.
+      others: (x', y') of other calls; those that equal x, or y, are left out of a mean.
+    """
+    if not calls:
+        return []
+    other_inputs, other_outputs = _unique(inputs for inputs, _ in others), _unique(outputs for _, outputs in others)
+    outputs = _unique(output for _, output in calls)
+    on_input = [
+        text_group(system, component, x, [y, *(other for other in other_outputs if other != y)]) for x, y in calls
+    ]
+    rewards, logliks = scorer.scores(reward, on_input), scorer.logliks(on_input)
+    elsewhere = scorer.logliks([text_group(system, component, x, outputs) for x in other_inputs])
+    column = {digest(output): index for index, output in enumerate(outputs)}
+    measures = []
+    for (x, y), local, likely in zip(calls, rewards, logliks, strict=True):
+        of_y = [row[column[digest(y)]] for other, row in zip(other_inputs, elsewhere, strict=True) if other != x]
+        measures.append((_centred(local), _centred(likely) - statistics.fmean(of_y or [0.0])))
+    return measures
+
+
+def _centred(scores: Sequence[float]) -> float:
+    """The first score less the mean of the others."""
+    score, *others = scores
+    return score - statistics.fmean(others or [0.0])
+
+
+def _unique(fields: Iterable[Fields]) -> list[Fields]:
+    """Without repetitions, in order."""
+    return list({digest(each): each for each in fields}.values())
+
+
+def by_component(runs: Iterable[Scores]) -> dict[str, list[Measures]]:
+    """The measures of all calls of several runs, by component."""
+    measures: dict[str, list[Measures]] = {}
+    for name, of_call in (call for run in runs for call in run):
+        measures.setdefault(name, []).append(of_call)
+    return measures
 
 
 def behind(system: System, trace: Trace) -> dict[str, frozenset[str]]:
