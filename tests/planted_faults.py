@@ -27,7 +27,7 @@ from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import Benchmark
 from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Call, Example, Trace, derive_seed
+from optimas_jax.core.types import Call, Example, Trace, derive_seed, digest
 from optimas_jax.core.values import Choice, Configuration, Hyperparameters, Prompt
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
@@ -35,7 +35,7 @@ from optimas_jax.loop.config import OfflineConfig, RunConfig, parse_config
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.local_rewards import collect_on, train_first
 from optimas_jax.loop.stages import open_run
-from optimas_jax.loop.steps.blame import behind, by_component, contrasts_of, run_scores
+from optimas_jax.loop.steps.blame import Contrasts, behind, by_component, contrasts_of, run_scores
 from optimas_jax.programs.program import program as declare
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
@@ -278,10 +278,7 @@ def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
         traces = run_many(system, [Job(configuration, example, 0) for example in EXAMPLES], concurrency=8)
         good = [(e, trace) for e, trace in zip(EXAMPLES, traces, strict=True) if trace.score >= 0.5]
         contrasts = {
-            name: [
-                (call.inputs, {field[name]: word}) for _, run in good for call in run.calls_of(name) for word in words
-            ]
-            for name in names
+            name: Contrasts({}, {digest({field[name]: word}): {field[name]: word} for word in words}) for name in names
         }
         good_runs += run_scores(rewards, system, "exact", contrasts, [trace for _, trace in good])
         turn = names[index % 3]
@@ -333,7 +330,7 @@ def embedded_config(seed: int) -> RunConfig:
         config,
         seed=seed,
         data=dataclasses.replace(
-            config.data, seed=1000 + seed, train=54, val=8, confirm=8, test=164, mix={"one-hop": 1.0}
+            config.data, seed=1000 + seed, train=66, val=8, confirm=8, test=152, mix={"one-hop": 1.0}
         ),
         collect=dataclasses.replace(config.collect, samples=1, temperature=1.0, other_values=0),
         offline=dataclasses.replace(config.offline, groups=60, stop=0.0, report=0.0),

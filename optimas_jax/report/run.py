@@ -111,7 +111,8 @@ def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
     elif host["cut"] is not None:
         progress.line(f"config.optimize.max_tokens ends the search in iteration {host['cut'] + 1}")
     progress.line(
-        "seconds are an estimate, of waiting for answers; training and scoring of local rewards are not in them"
+        "seconds are an estimate, of waiting for answers; training and scoring of local rewards and programs in a "
+        "sandbox are not in them"
     )
     for line in host["unknown"]:
         progress.line(f"  {line}")

@@ -21,10 +21,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 FAULT, BEHIND = 0.25, 0.5  # chosen on development seeds (docs/objectives.md)
-FEWEST = 8  # least number of scores on passing runs to judge a component
+FEWEST = 8  # least number of calls in passing runs to judge a component
 FAILED = -math.inf  # every measure of a call without outputs
 
 Measures = tuple[float, ...]  # of one call; low at a fault
+Levels = tuple[float, ...]  # percentiles of measures
 Scores = Sequence[tuple[str, Measures]]  # (component, its measures) of the calls of one run, in their order
 
 
@@ -35,7 +36,8 @@ class Blame:
     Attributes:
       component: name of the component most likely at fault; "" if that is unknown.
       shares: shares of the blame, by component that can be judged, in the order of the run; they add up to 1.
-      percentiles: the lowest percentile of each component's calls in any measure; None with too few passing runs.
+      percentiles: the lowest percentile of each component's calls in any measure; None with too few passing runs, or
+        without a measure that differs between calls.
       reason: why the component at fault is unknown, or "".
     """
 
@@ -51,11 +53,13 @@ def percentile(value: float, passing: Sequence[float]) -> float:
     return (below + (equal + 1) / 2) / (len(passing) + 1)
 
 
-def percentiles(measures: Measures, passing: Sequence[Measures]) -> Measures | None:
-    """The percentile of each measure of a call among passing calls; None if these are fewer than ``FEWEST``."""
+def percentiles(measures: Measures, passing: Sequence[Measures]) -> Levels | None:
+    """The percentile of each measure of a call among passing calls; None if these are fewer than ``FEWEST``. A measure
+    that is the same everywhere says nothing, and is left out."""
     if len(passing) < FEWEST:
         return None
-    return tuple(percentile(value, values) for value, values in zip(measures, zip(*passing, strict=True), strict=True))
+    columns = zip(measures, zip(*passing, strict=True), strict=True)
+    return tuple(percentile(value, values) for value, values in columns if set(values) != {value})
 
 
 def blame(run: Scores, passing: Mapping[str, Sequence[Measures]], behind: Mapping[str, Collection[str]]) -> Blame:
@@ -68,10 +72,10 @@ def blame(run: Scores, passing: Mapping[str, Sequence[Measures]], behind: Mappin
     """
     levels = [(name, percentiles(measures, passing.get(name, ()))) for name, measures in run]
     known = [(name, level) for name, level in levels if level is not None]
-    lowest: dict[str, float | None] = dict.fromkeys(name for name, _ in run)
+    by_name: dict[str, list[float]] = {name: [] for name, _ in run}
     for name, level in known:
-        before = lowest[name]
-        lowest[name] = min(level if before is None else (*level, before))
+        by_name[name] += level
+    lowest = {name: min(each, default=None) for name, each in by_name.items()}
     judged = list(dict.fromkeys(name for name, _ in known))
     if len(judged) < 2:
         few = max((len(passing.get(name, ())) for name in lowest), default=0)
@@ -88,14 +92,14 @@ def blame(run: Scores, passing: Mapping[str, Sequence[Measures]], behind: Mappin
     return Blame(max(shares, key=lambda name: shares[name]), shares, lowest)
 
 
-def _log_likelihood(index: int, calls: Scores, behind: Mapping[str, Collection[str]]) -> float:
+def _log_likelihood(index: int, calls: Sequence[tuple[str, Levels]], behind: Mapping[str, Collection[str]]) -> float:
     """Log likelihood of the percentiles of all calls, if the call at ``index`` is at fault."""
     name, level = calls[index]
     later = [later_level for later_name, later_level in calls[index + 1 :] if later_name in behind.get(name, ())]
     return _log_density(level, FAULT) + sum(_log_density(later_level, BEHIND) for later_level in later)
 
 
-def _log_density(levels: Measures, exponent: float) -> float:
+def _log_density(levels: Levels, exponent: float) -> float:
     """Log density of independent percentiles, each of Beta(exponent, 1)."""
     return sum(math.log(exponent) + (exponent - 1) * math.log(level) for level in levels)
 

@@ -32,8 +32,8 @@ def test_of_40_faults_in_scripted_programs_70_percent_are_named(tmp_path: Path, 
 
 
 @pytest.mark.long
-def test_in_the_embedded_system_blame_is_ahead_of_chance(tmp_path: Path) -> None:
-    """About 20 minutes on two cores. What was seen is in docs/objectives.md."""
+def test_in_the_embedded_system_most_faults_are_named(tmp_path: Path) -> None:
+    """Some minutes on two cores. What was seen is in docs/objectives.md."""
     planted = planted_in_embedded(0, 40, tmp_path / "run")
     assert len(planted.faults) == 40 and min(planted.groups.values()) >= 50
-    assert sum(planted.right()) >= 1.5 * 40 * planted.chance, planted_faults.report("embedded", planted)
+    assert sum(planted.right()) >= 24, planted_faults.report("embedded", planted)

@@ -123,6 +123,19 @@ def test_measures_are_multiplied_as_independent_ones() -> None:
     assert said.shares == pytest.approx(shares)
 
 
+@pytest.mark.parametrize("length", [3, 6, 12])
+def test_a_measure_that_never_differs_says_nothing(length: int) -> None:
+    names = [f"c{index}" for index in range(length)]
+    after = {name: set(names[index + 1 :]) for index, name in enumerate(names)}
+    known = {name: [(level, 0.0) for level in LEVELS] for name in names}
+    calls = [(name, (-1.0 if name == "c0" else 9.0, 0.0)) for name in names]
+    said = blame(calls, known, after)
+    alone = blame([(n, m[:1]) for n, m in calls], {n: [m[:1] for m in of] for n, of in known.items()}, after)
+    assert said.shares == pytest.approx(alone.shares) and said.percentiles["c0"] == 0.5 / 20
+    same = blame(calls, {**known, "c1": [(9.0, 0.0)] * 19}, after)
+    assert same.percentiles["c1"] is None and same.shares["c1"] > 0
+
+
 def test_a_summary_counts_who_is_first() -> None:
     runs = {
         "e1": blame(run(9.0, -1.0, -1.0), PASSING, AFTER),

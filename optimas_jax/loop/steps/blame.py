@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.system import System
@@ -19,33 +19,46 @@ from optimas_jax.rewards.text import text_group
 from optimas_jax.search.blame import FAILED, Blame, Measures, Scores, Summary, blame, passes, summarise
 
 _PASSING, _FAILING = 20, 10  # most runs of each kind that are scored
-_CONTRASTS = 4  # calls in passing runs with which the calls of a component are compared
+_CONTRASTS = 4  # other inputs, and other outputs, with which the calls of a component are compared
 
 Calls = Sequence[tuple[Fields, Fields]]  # (inputs, outputs)
 
 
-def contrasts_of(passing: Sequence[Trace], names: Sequence[str], seed: int) -> dict[str, Calls]:
-    """A random draw of ``_CONTRASTS`` different calls of each component in runs that passed."""
+class Contrasts(NamedTuple):
+    """Inputs and outputs of calls of a component in runs that passed, by digest."""
+
+    inputs: Mapping[str, Fields]
+    outputs: Mapping[str, Fields]
+
+
+def contrasts_of(passing: Sequence[Trace], names: Sequence[str], seed: int) -> dict[str, Contrasts]:
+    """A random draw of ``_CONTRASTS`` different inputs and outputs of each component in runs that passed."""
     contrasts = {}
     for name in names:
         calls = [call for trace in passing for call in trace.calls_of(name) if call.outcome is Outcome.OK]
-        different = list({digest(call.inputs, call.outputs): (call.inputs, call.outputs) for call in calls}.values())
         rng = random.Random(derive_seed(seed, "contrasts", name))
-        contrasts[name] = rng.sample(different, min(_CONTRASTS, len(different)))
+        contrasts[name] = Contrasts(
+            _drawn((call.inputs for call in calls), rng), _drawn((call.outputs for call in calls), rng)
+        )
     return contrasts
+
+
+def _drawn(fields: Iterable[Fields], rng: random.Random) -> dict[str, Fields]:
+    different = {digest(each): each for each in fields}
+    return {key: different[key] for key in rng.sample(list(different), min(_CONTRASTS, len(different)))}
 
 
 def run_scores(
     scorer: RewardScorer,
     system: System,
     reward: str,
-    contrasts: Mapping[str, Calls],
+    contrasts: Mapping[str, Contrasts],
     traces: Sequence[Trace],
 ) -> list[Scores]:
     """The measures of the calls of every run (``measures_of``), in their order.
 
     Args:
-      contrasts: other calls by component with a local reward (``contrasts_of``).
+      contrasts: by component with a local reward (``contrasts_of``).
     """
     by_call: dict[tuple[int, int], Measures] = {}  # by run and call
     for name, others in contrasts.items():
@@ -66,47 +79,40 @@ def run_scores(
 
 
 def measures_of(
-    scorer: RewardScorer, system: System, reward: str, component: str, calls: Calls, others: Calls
+    scorer: RewardScorer, system: System, reward: str, component: str, calls: Calls, others: Contrasts
 ) -> list[Measures]:
     """The local reward and the relevance of each call of a component, from its local reward r and likelihood p:
 
         r(x, y) - mean over y' of r(x, y')
-        log p(y | x) - mean over y' of log p(y' | x) - mean over x' of log p(y | x')
+        log p(y | x) - mean over x' of log p(y | x')
 
     A local reward is trained on differences between outputs on one input: a constant added to all of them is arbitrary.
-    Relevance is high if an output fits its own input better than it fits other inputs, and than other outputs fit this
-    input (as pointwise mutual information is).
+    Relevance is an estimate of pointwise mutual information: how much better an output fits its own input than others.
+    A measure is 0 without anything to compare with.
 
     Args:
       calls: (inputs, outputs) = (x, y) of each call.
-      others: (x', y') of other calls; those that equal x, or y, are left out of a mean.
+      others: x' and y'; x and y themselves are left out of the means.
     """
-    if not calls:
-        return []
-    other_inputs, other_outputs = _unique(inputs for inputs, _ in others), _unique(outputs for _, outputs in others)
-    outputs = _unique(output for _, output in calls)
-    on_input = [
-        text_group(system, component, x, [y, *(other for other in other_outputs if other != y)]) for x, y in calls
+    # Each output has an input of its own for its likelihood: where texts are truncated, outputs beside it take room.
+    by_input, by_output = [], []
+    for x, y in calls:
+        other_outputs = [other for key, other in others.outputs.items() if key != digest(y)]
+        other_inputs = [other for key, other in others.inputs.items() if key != digest(x)]
+        by_input.append(text_group(system, component, x, [y, *other_outputs]))
+        by_output.append([text_group(system, component, each, [y]) for each in (x, *other_inputs)])
+    rewards = scorer.scores(reward, by_input)
+    logliks = iter(scorer.logliks([group for groups in by_output for group in groups]))
+    return [
+        (_above_others(scores), _above_others([likely for _ in groups for likely in next(logliks)]))
+        for scores, groups in zip(rewards, by_output, strict=True)
     ]
-    rewards, logliks = scorer.scores(reward, on_input), scorer.logliks(on_input)
-    elsewhere = scorer.logliks([text_group(system, component, x, outputs) for x in other_inputs])
-    column = {digest(output): index for index, output in enumerate(outputs)}
-    measures = []
-    for (x, y), local, likely in zip(calls, rewards, logliks, strict=True):
-        of_y = [row[column[digest(y)]] for other, row in zip(other_inputs, elsewhere, strict=True) if other != x]
-        measures.append((_centred(local), _centred(likely) - statistics.fmean(of_y or [0.0])))
-    return measures
 
 
-def _centred(scores: Sequence[float]) -> float:
-    """The first score less the mean of the others."""
+def _above_others(scores: Sequence[float]) -> float:
+    """The first score less the mean of the others; 0 without others."""
     score, *others = scores
-    return score - statistics.fmean(others or [0.0])
-
-
-def _unique(fields: Iterable[Fields]) -> list[Fields]:
-    """Without repetitions, in order."""
-    return list({digest(each): each for each in fields}.values())
+    return score - statistics.fmean(others or [score])
 
 
 def by_component(runs: Iterable[Scores]) -> dict[str, list[Measures]]:
