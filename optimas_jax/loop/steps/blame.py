@@ -27,8 +27,8 @@ Calls = Sequence[tuple[Fields, Fields]]  # (inputs, outputs)
 class Contrasts(NamedTuple):
     """Inputs and outputs of calls of a component in runs that passed, by digest."""
 
-    inputs: Mapping[str, Fields]
-    outputs: Mapping[str, Fields]
+    inputs: dict[str, Fields]
+    outputs: dict[str, Fields]
 
 
 def contrasts_of(passing: Sequence[Trace], names: Sequence[str], seed: int) -> dict[str, Contrasts]:
@@ -97,14 +97,13 @@ def measures_of(
     # Each output has an input of its own for its likelihood: where texts are truncated, outputs beside it take room.
     by_input, by_output = [], []
     for x, y in calls:
-        other_outputs = [other for key, other in others.outputs.items() if key != digest(y)]
-        other_inputs = [other for key, other in others.inputs.items() if key != digest(x)]
-        by_input.append(text_group(system, component, x, [y, *other_outputs]))
-        by_output.append([text_group(system, component, each, [y]) for each in (x, *other_inputs)])
+        inputs, outputs = {digest(x): x} | others.inputs, {digest(y): y} | others.outputs  # x and y are the first
+        by_input.append(text_group(system, component, x, list(outputs.values())))
+        by_output.append([text_group(system, component, each, [y]) for each in inputs.values()])
     rewards = scorer.scores(reward, by_input)
     logliks = iter(scorer.logliks([group for groups in by_output for group in groups]))
     return [
-        (_above_others(scores), _above_others([likely for _ in groups for likely in next(logliks)]))
+        (_above_others(scores), _above_others([next(logliks)[0] for _ in groups]))
         for scores, groups in zip(rewards, by_output, strict=True)
     ]
 
