@@ -68,7 +68,7 @@ _CLOSE_SECONDS = 20.0  # that the other processes have after an interrupt of the
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    return exit_code(start)
+    return exit_code(start, kept="a plan keeps nothing" if _PLAN.value else "the same command resumes")
 
 
 def start() -> int | None:

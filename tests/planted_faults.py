@@ -324,7 +324,7 @@ class Spoiled:
 
 
 def embedded_config(seed: int) -> RunConfig:
-    """``configs/hotpotqa.py`` on SmolLM2, two candidates an input."""
+    """``configs/hotpotqa.py`` on SmolLM2, three candidates an input: of two, the answer generator's are often equal."""
     config = parse_config(get_config("embedded").to_dict())
     return dataclasses.replace(
         config,
@@ -332,7 +332,7 @@ def embedded_config(seed: int) -> RunConfig:
         data=dataclasses.replace(
             config.data, seed=1000 + seed, train=66, val=8, confirm=8, test=152, mix={"one-hop": 1.0}
         ),
-        collect=dataclasses.replace(config.collect, samples=1, temperature=1.0, other_values=0),
+        collect=dataclasses.replace(config.collect, samples=2, temperature=1.0, other_values=0),
         offline=dataclasses.replace(config.offline, groups=60, stop=0.0, report=0.0),
     )
 

@@ -97,7 +97,7 @@ def run_cells(
 
 
 def cell_folder(workdir: Path, name: str, seed: int) -> Path:
-    """The folder of a cell in that of its comparison."""
+    """The folder of a cell, within the folder of its comparison."""
     return workdir / "cells" / f"{name}-{seed}"
 
 

@@ -42,7 +42,7 @@ class EngineSpeed:
 
     Attributes:
       prompt: seconds of a token of a prompt of ``PROMPTS[j]`` tokens.
-      prompts: seconds of a pass over prompts beside those of its tokens.
+      prompts: seconds of a pass over prompts, without the seconds of its tokens.
       step: seconds in which every one of ``TOGETHER[i]`` requests gets a token, after prompts of ``LENGTHS[j]`` tokens.
       load_prompts, load_step: seconds in which the program of a pass, or of a step, is loaded. Every size of a batch
         has its own.
@@ -149,7 +149,7 @@ def _step_seconds(sampler: Sampler, together: int, length: int, loads: dict[tupl
     """Seconds of a step for so many requests. They have one prompt, which is computed once.
 
     Args:
-      loads: seconds of loading the programs of steps, by size of the batch; gets that of this one if it is new.
+      loads: seconds of loading the programs of steps, by size of the batch; gets the seconds of this size if it is new.
     """
     batch, request = (
         sampler.own_batch(),

@@ -51,16 +51,19 @@ def parse_flags(flags: Any, argv: list[str], *, config: str = "") -> list[str]:
     sys.exit(1)
 
 
-def exit_code(action: Callable[[], int | None], leave_seconds: float = LEAVE_SECONDS) -> int:
+def exit_code(
+    action: Callable[[], int | None], leave_seconds: float = LEAVE_SECONDS, kept: str = "the same command resumes"
+) -> int:
     """Runs a command: its own exit code or 0; 1 after an error, printed in one line with its notes, 130 after an
     interrupt and 143 after SIGTERM. Warnings for the user are one line, too, and no secret is in any line.
 
     Args:
       leave_seconds: after an interrupt or SIGTERM, seconds until the process ends, whatever still waits.
+      kept: what an interrupt says of the work that was done.
     """
     interrupt_on_terminate()
     with contextlib.redirect_stdout(Redacted(sys.stdout)), contextlib.redirect_stderr(Redacted(sys.stderr)):
-        code = _exit_code(action, leave_seconds)
+        code = _exit_code(action, leave_seconds, kept)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # the reader of the stream may be gone
             stream.flush()
@@ -76,13 +79,13 @@ def run_alone(action: Callable[[], None]) -> int:
     return exit_code(action)
 
 
-def _exit_code(action: Callable[[], int | None], leave_seconds: float) -> int:
+def _exit_code(action: Callable[[], int | None], leave_seconds: float, kept: str) -> int:
     try:
         with warnings.catch_warnings(record=False):
             warnings.showwarning = _show_warning
             return action() or 0
     except KeyboardInterrupt as stopped:
-        print("\nstopped; the same command resumes", file=sys.stderr)
+        print(f"\nstopped; {kept}", file=sys.stderr)
         return code_of(stopped, leave_seconds)
     except (StopRun, ValueError) as error:
         print(f"\nerror: {error_text(error)}", file=sys.stderr)

@@ -141,6 +141,8 @@ async def stream(
     ended: set[int] = set()
 
     async def run(index: int) -> None:
+        """Answers one prompt; its text is shown as it grows, and an error takes the place of its end."""
+
         def on_text(text: str) -> None:
             loop.call_soon_threadsafe(show, text)
 

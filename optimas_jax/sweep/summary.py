@@ -114,7 +114,7 @@ def _ended(points: Sequence[AnyPoint], results: Results) -> dict[int, Mapping[st
 
 
 def _done(points: Sequence[AnyPoint], results: Results) -> dict[int, Mapping[str, Any]]:
-    """Results by seed, without those of points that failed."""
+    """Results by seed of the points that did not fail."""
     return {seed: result for seed, result in _ended(points, results).items() if "error" not in result}
 
 

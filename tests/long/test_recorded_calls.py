@@ -17,7 +17,7 @@ from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.data import load_groups
 
 pytestmark = pytest.mark.long
-SEEDS = range(5)
+SEEDS = range(10)
 CALLS = 200
 QUESTIONS, TIMES = 12, 6  # popular ones, of the training rows, each asked at most so often
 
