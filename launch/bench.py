@@ -36,7 +36,7 @@ from optimas_jax.bench.peer import PEERS_BY_NAME, ROOT, Peer, SideError, baselin
 from optimas_jax.bench.report import Row, save, show
 from optimas_jax.bench.suites import SUITES
 from optimas_jax.bench.work import Case
-from optimas_jax.checkpoints.weights import WeightsError
+from optimas_jax.checkpoints.sources import WeightsError
 from optimas_jax.report.console import ConsoleProgress
 
 _SUITE = flags.DEFINE_list("suite", ["all"], f"What to measure: {', '.join(SUITES)}, hostloop, e2e, or all.")

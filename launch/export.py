@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 def export_model() -> None:
     """Writes a model, with an adapter if one is given, as a Hugging Face folder."""
     from optimas_jax.checkpoints.export import export
-    from optimas_jax.checkpoints.weights import resolve
+    from optimas_jax.checkpoints.sources import resolve
 
     if not _TO.value:
         raise app.UsageError("--model and --to are needed")

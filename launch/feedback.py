@@ -36,7 +36,7 @@ from optimas_jax.presets import EMBEDDED, own_system
 from optimas_jax.report.commands import exit_code
 from optimas_jax.report.console import ConsoleProgress
 
-_MODEL = flags.DEFINE_string("model", EMBEDDED, "Model spec, see optimas_jax/checkpoints/weights.py.")
+_MODEL = flags.DEFINE_string("model", EMBEDDED, "Model spec, see optimas_jax/checkpoints/sources.py.")
 _SEEDS = flags.DEFINE_integer("seeds", 10, "Runs of each arm.", lower_bound=2)
 _FIRST = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
 _TARGET = flags.DEFINE_float("target", 0.75, "Validation score to be reached.", 0.0, 1.0)

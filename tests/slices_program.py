@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from optimas_jax.checkpoints import weights
+from optimas_jax.checkpoints import sources, weights
 from optimas_jax.models.backbone import abstract_params
 from optimas_jax.parallel.distributed import join, leave
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
@@ -56,7 +56,7 @@ def main(_: list[str]) -> None:
 
     weights._hf_read = counting
     jax.block_until_ready(jax.numpy.zeros(1))
-    source, mesh = weights.resolve(MODEL.value), make_mesh(MeshConfig())
+    source, mesh = sources.resolve(MODEL.value), make_mesh(MeshConfig())
     compute = dataclasses.replace(default_compute(), dtype=jax.numpy.dtype(DTYPE.value))
     config = weights.load_config(source)
     placed = shardings(abstract_params(config, compute), mesh)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import RANDOM_CONFIG, resolve
+from optimas_jax.checkpoints.weights import RANDOM_CONFIG
 from optimas_jax.engine.sampler import Sampler
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import make_optimizer

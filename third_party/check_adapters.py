@@ -25,8 +25,9 @@ import numpy as np
 
 from optimas_jax.checkpoints.export import export, hf_folder
 from optimas_jax.checkpoints.peft import read_adapter, write_adapter
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import load_config, load_params, resolve
+from optimas_jax.checkpoints.weights import load_config, load_params
 from optimas_jax.models.backbone import Network, init_lora, merge_model
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.flat import FlatSequence, flatten

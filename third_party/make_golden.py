@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import transformers
 
-from optimas_jax.checkpoints import weights
+from optimas_jax.checkpoints import sources, weights
 from optimas_jax.checkpoints.gguf import GGUF_TYPES
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -211,7 +211,7 @@ def make_tokens(model: Model) -> None:
     Ids are llama.cpp's, whose pre-tokenizer for SmolLM2 (digits one by one, then GPT-2's pattern) is that of the
     model's own tokenizer. transformers' GGUF conversion leaves the digits out; where the two differ is printed.
     """
-    path = weights.resolve(model.spec).path
+    path = sources.resolve(model.spec).path
     reference = _llama_cpp(path)
     converted = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     strings = golden_texts.strings()
@@ -242,7 +242,7 @@ def make_greedy(chosen: Model) -> None:
 
     The weights are those that this package reads from the GGUF file; that transformers reads the same is checked.
     """
-    source = weights.resolve(chosen.spec)
+    source = sources.resolve(chosen.spec)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.path.parent), gguf_file=source.path.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(source.path.parent), gguf_file=source.path.name, dtype=torch.float32

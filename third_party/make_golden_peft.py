@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import resolve
 
 HERE = Path(__file__).parent
 CONFIG = {

@@ -20,8 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import RANDOM_CONFIG, resolve
+from optimas_jax.checkpoints.weights import RANDOM_CONFIG
 from optimas_jax.engine.memory import with_caches
 from optimas_jax.engine.pool import LoadedModel, network_on
 from optimas_jax.engine.sampler import Sampler, SampleRequest

@@ -16,8 +16,9 @@ from optimas_jax.bench.report import Row, median_interval, spread
 from optimas_jax.bench.roofline import needed_seconds, policy_seconds
 from optimas_jax.bench.work import Case, Task, Work, draw, to_json
 from optimas_jax.checkpoints.export import hf_folder
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import load_config, resolve
+from optimas_jax.checkpoints.weights import load_config
 from optimas_jax.parallel.speed import measure_rates
 
 _SETTLE = 0.1  # seconds in which the threads of the previous side go to sleep

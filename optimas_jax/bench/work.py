@@ -73,7 +73,7 @@ class Work:
 
     Attributes:
       case: its sizes.
-      model: spec of the weights (``checkpoints.weights``).
+      model: spec of the weights (``checkpoints.sources``).
       groups: for ``score`` and ``train``; the rewards of a group are all different, so every pair is ordered.
       head: [D] weights of the reward head.
       prompts: token ids; the first ``case.prefix`` tokens of all prompts are equal.

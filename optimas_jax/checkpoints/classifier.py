@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
 from optimas_jax.checkpoints.export import config_json
+from optimas_jax.checkpoints.sources import ModelSource, WeightsError
 from optimas_jax.checkpoints.tokenizer import Tokenizer
-from optimas_jax.checkpoints.weights import ModelSource, WeightsError, hf_name
+from optimas_jax.checkpoints.weights import hf_name
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import Params
 

@@ -17,8 +17,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from optimas_jax.checkpoints.peft import read_adapter
+from optimas_jax.checkpoints.sources import ModelSource, WeightsError, cache_dir
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import ModelSource, WeightsError, cache_dir, hf_name, load_config, load_params
+from optimas_jax.checkpoints.weights import hf_name, load_config, load_params
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import merge_lora
 from optimas_jax.parallel.platform import Compute

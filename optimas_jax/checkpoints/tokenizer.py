@@ -22,7 +22,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from optimas_jax.checkpoints.weights import ModelSource, WeightsError, open_gguf
+from optimas_jax.checkpoints.sources import ModelSource, WeightsError
+from optimas_jax.checkpoints.weights import open_gguf
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"

@@ -13,8 +13,9 @@ from typing import TypeVar
 import jax
 from jax.sharding import Mesh
 
+from optimas_jax.checkpoints.sources import ModelSource, cache_dir, resolve
 from optimas_jax.checkpoints.tokenizer import Tokenizer, load_tokenizer
-from optimas_jax.checkpoints.weights import ModelSource, cache_dir, load_config, load_params, resolve
+from optimas_jax.checkpoints.weights import load_config, load_params
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.memory import with_caches
@@ -139,7 +140,7 @@ class Engines:
         return self._sources[spec]
 
     def model(self, spec: str) -> LoadedModel:
-        """Loads ``spec`` (``checkpoints.weights``) on first use."""
+        """Loads ``spec`` (``checkpoints.sources``) on first use."""
         return self._models.get(spec) or self.load(spec)
 
     @together

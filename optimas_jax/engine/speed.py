@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optimas_jax.checkpoints.sources import cache_dir, resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import cache_dir, resolve
 from optimas_jax.engine.batching import ContinuousBatch
 from optimas_jax.engine.decode_batch import RowRequest
 from optimas_jax.engine.memory import with_caches

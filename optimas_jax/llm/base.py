@@ -142,7 +142,7 @@ class CompletionRequest:
     """Everything that affects an answer, and the role that asks; an effect.
 
     Attributes:
-      model: a model spec (``checkpoints.weights``) or a provider's model name.
+      model: a model spec (``checkpoints.sources``) or a provider's model name.
       messages: the conversation to answer.
       max_tokens: most tokens of the answer.
       temperature: 0 asks for the most likely answer.

@@ -144,8 +144,8 @@ class LocalCompleter:
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer | None:
+        from optimas_jax.checkpoints.sources import WeightsError, resolve
         from optimas_jax.checkpoints.tokenizer import load_tokenizer
-        from optimas_jax.checkpoints.weights import WeightsError, resolve
 
         try:
             return load_tokenizer(resolve(self._model))

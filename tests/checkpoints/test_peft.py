@@ -9,7 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from optimas_jax.checkpoints.export import export
 from optimas_jax.checkpoints.peft import CONFIG, WEIGHTS, AdapterError, read_adapter, write_adapter
-from optimas_jax.checkpoints.weights import load_config, load_params, resolve
+from optimas_jax.checkpoints.sources import resolve
+from optimas_jax.checkpoints.weights import load_config, load_params
 from optimas_jax.models.backbone import Network, init_lora
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.forward import forward

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 
 from optimas_jax.checkpoints.export import export
 from optimas_jax.checkpoints.peft import AdapterError, read_adapter
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import load_config, load_params, resolve
+from optimas_jax.checkpoints.weights import load_config, load_params
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.local import EngineError, LocalCompleter

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from optimas_jax.checkpoints.sources import WeightsError, resolve
 from optimas_jax.checkpoints.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
-from optimas_jax.checkpoints.weights import RANDOM_CONFIG, WeightsError, resolve
+from optimas_jax.checkpoints.weights import RANDOM_CONFIG
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHATML = (

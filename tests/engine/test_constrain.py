@@ -14,8 +14,8 @@ import tiny
 from pydantic import BaseModel, Field
 from typed_answers import answer_request
 
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import resolve
 from optimas_jax.engine.constrain import Constrainer, SchemaError
 from optimas_jax.engine.pool import Engines, network_on
 from optimas_jax.engine.sampler import SampleRequest

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from optimas_jax.checkpoints.export import export
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import load_config, load_params, resolve
+from optimas_jax.checkpoints.weights import load_config, load_params
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.models.backbone import Network
 from optimas_jax.parallel.platform import Compute

@@ -8,8 +8,8 @@ from api_servers import ApiServers
 from served import serving_app
 from transformers import PreTrainedTokenizerFast
 
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import resolve
 from optimas_jax.core.types import digest
 from optimas_jax.llm.base import CompletionRequest, Message, Tool, ToolUse
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter

@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 import optimas_jax as oj
 from optimas_jax.checkpoints.classifier import write_classifier
+from optimas_jax.checkpoints.sources import ModelSource
 from optimas_jax.checkpoints.tokenizer import Tokenizer
-from optimas_jax.checkpoints.weights import ModelSource, params_from_tensors
+from optimas_jax.checkpoints.weights import params_from_tensors
 from optimas_jax.models.config import config_from_hf
 from optimas_jax.parallel.platform import default_compute
 from optimas_jax.report.console import ConsoleProgress

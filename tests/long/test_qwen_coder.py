@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import load_config, load_params, resolve
+from optimas_jax.checkpoints.weights import load_config, load_params
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.models.backbone import Network
 from optimas_jax.parallel.platform import default_compute

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from optimas_jax.checkpoints.export import export
-from optimas_jax.checkpoints.weights import resolve
+from optimas_jax.checkpoints.sources import resolve
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.long

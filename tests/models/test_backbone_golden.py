@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import load_config, load_params, params_from_tensors, resolve
+from optimas_jax.checkpoints.weights import load_config, load_params, params_from_tensors
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.engine.sampling import empty_cache
 from optimas_jax.models.backbone import Network, embed, merge_model

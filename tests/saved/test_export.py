@@ -13,8 +13,8 @@ from fakes import ScriptedCompleter
 from runs import ROOT
 
 import optimas_jax as oj
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
-from optimas_jax.checkpoints.weights import resolve
 from optimas_jax.core.types import Example, freeze
 from optimas_jax.core.values import Adapter, Configuration, Demo, Hyperparameters, PerInstance, Prompt
 from optimas_jax.llm.component import LanguageModel

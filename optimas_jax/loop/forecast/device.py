@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from optimas_jax.checkpoints.weights import RANDOM_CONFIG, load_config, resolve
+from optimas_jax.checkpoints.sources import resolve
+from optimas_jax.checkpoints.weights import RANDOM_CONFIG, load_config
 from optimas_jax.engine.memory import most_rows, token_bytes, with_caches
 from optimas_jax.learn.config import TokenBatch
 from optimas_jax.learn.memory import Step, StepMemory, place_shapes, placed_bytes, step_memory, tokens_that_fit

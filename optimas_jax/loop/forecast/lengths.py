@@ -9,7 +9,7 @@ import functools
 import gc
 from collections.abc import Mapping, Sequence
 
-from optimas_jax.checkpoints.weights import is_here
+from optimas_jax.checkpoints.sources import is_here
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import StopRun

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from optimas_jax.checkpoints.weights import is_here, load_config, resolve
+from optimas_jax.checkpoints.sources import is_here, resolve
+from optimas_jax.checkpoints.weights import load_config
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.speed import EngineSpeed, measure_engine
 from optimas_jax.llm.base import CompletionRequest

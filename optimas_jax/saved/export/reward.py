@@ -69,8 +69,9 @@ def export_rewards(saved: Saved, out: Path, program: Program | System | Callable
             "a new folder, and run --stage=train there with --config.reward.heads=trained"
         )
     from optimas_jax.checkpoints.classifier import classifier_class, write_classifier
+    from optimas_jax.checkpoints.sources import resolve
     from optimas_jax.checkpoints.tokenizer import load_tokenizer
-    from optimas_jax.checkpoints.weights import load_config, load_params, resolve
+    from optimas_jax.checkpoints.weights import load_config, load_params
 
     source = resolve(config.model)
     backbone = load_config(source)

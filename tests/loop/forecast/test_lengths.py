@@ -13,7 +13,7 @@ from fakes import request
 from runs import get_config
 
 from optimas_jax.checkpoints.export import export
-from optimas_jax.checkpoints.weights import resolve
+from optimas_jax.checkpoints.sources import resolve
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.running import event_loop
 from optimas_jax.engine.pool import Engines

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from fakes import request
 
-from optimas_jax.checkpoints.weights import WeightsError
+from optimas_jax.checkpoints.sources import WeightsError
 from optimas_jax.engine.speed import EngineSpeed
 from optimas_jax.loop.forecast.plan import EXPECTED
 from optimas_jax.loop.forecast.rates import server_seconds, speeds_of, timed_models
