@@ -19,12 +19,13 @@ _IMAGE = "[image]"  # replaces an image in the text of a message
 _NO_MATTER = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("stream_options", "include", "truncation", "max_tool_calls", "include_obfuscation"),
-    *("frequency_penalty", "presence_penalty", "repetition_penalty", "top_k", "min_p", "logit_bias"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "top_k", "min_p"),
     *("reasoning", "reasoning_effort", "verbosity"),
 }
 # Fields that would change the answer, with the values that mean "not used".
 _UNUSED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
+    "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "modalities": (["text"],),

@@ -63,6 +63,8 @@ def _read(conversation: Conversation, message: Mapping[str, Any], path: str) -> 
         conversation.result(message.get("tool_call_id"), message.get("content"), path)
         return
     conversation.say(message.get("role"), message.get("content"), path, message.get("name"))
+    if message.get("function_call"):
+        raise wrong(f"{path}.function_call", "left out, with the call in tool_calls", message["function_call"])
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or (calls and message.get("role") != "assistant"):
         raise wrong(f"{path}.tool_calls", "a list of calls in a message of the assistant", calls)

@@ -23,6 +23,7 @@ from optimas_jax.bridges.order import preceding
 from optimas_jax.bridges.responses import read_responses, responses_answer, responses_events
 from optimas_jax.core.component import Component, Route
 from optimas_jax.core.program import (
+    RUN_MARK,
     ProgramEnded,
     ProgramError,
     Scope,
@@ -33,6 +34,7 @@ from optimas_jax.core.running import event_loop
 from optimas_jax.core.running.arrivals import RunEnded, is_beside
 from optimas_jax.core.types import Call, Outcome, StopRun, digest, freeze
 from optimas_jax.llm.agent import call_ids
+from optimas_jax.llm.clients.remote import ORIGIN, origin
 from optimas_jax.server.protocol import RequestError
 
 _PATH = re.compile(
@@ -252,14 +254,25 @@ def find_run(request: Request) -> Scope | None:
       RequestError: the request names a run that has ended, comes from a component or a metric, or may belong to several
         runs.
     """
+    if request.headers.get(ORIGIN) == origin():
+        raise RequestError(
+            400,
+            "the models of this process are asked at its own proxy, which would go on without end: OPENAI_BASE_URL or "
+            "config.server.base_url names the proxy; give that address to the agent alone, and the address of the "
+            "models to this process",
+            None,
+            "own_proxy",
+        )
     running = running_programs()
     path = _PATH.fullmatch(request.path)
     key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
     token = path["token"] if path is not None else None
-    if token is not None and token not in running:
-        raise _ended()
-    if token is not None or key in running:
-        return running[token or key]
+    if token is None and key.startswith(RUN_MARK):
+        token = key
+    if token is not None:
+        if token not in running:
+            raise _ended()
+        return running[token]
     try:
         here = current_scope()
     except ProgramError as error:

@@ -162,13 +162,21 @@ def _start(outside: Callable[[], Outside], host: str, port: int) -> tuple[str, C
 
     listener = bound(host, port)
     listener.listen(1024)  # from now on requests wait, until the server takes them
+    gate, ending = Gate(application), threading.Event()
+
+    async def look() -> None:
+        """Ends the server; requests in flight are told."""
+        if ending.is_set():
+            gate.give_up()
+            server.should_exit = True
+
     settings: dict[str, Any] = {"log_config": None, "log_level": "warning", "timeout_graceful_shutdown": 1}
-    server = uvicorn.Server(uvicorn.Config(Gate(application), lifespan="off", **settings))
+    server = uvicorn.Server(uvicorn.Config(gate, lifespan="off", callback_notify=look, timeout_notify=0, **settings))
     thread = threading.Thread(target=server.run, args=([listener],), name="optimas_jax proxy", daemon=True)
     thread.start()
 
     def stop() -> None:
-        server.should_exit = True
+        ending.set()
         thread.join(_END)
 
     return address_of(listener), stop

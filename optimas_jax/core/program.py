@@ -128,6 +128,7 @@ class Scope:
 
 _SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("optimas_jax_scope", default=None)
 _COMPONENT: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_component", default="")
+RUN_MARK = "optimas_run_"  # beginning of the tokens of runs
 _RUNNING: dict[str, Scope] = {}  # programs that run in this process, by token
 
 
@@ -324,7 +325,7 @@ class Recorder:
             attempts += 1
             self._begun, self._arrived, self._made, self._failed = {}, {}, {}, []
             ended: asyncio.Future[BaseException] = loop.create_future()
-            scope = Scope(self, ended, token=secrets.token_hex(12))
+            scope = Scope(self, ended, token=f"{RUN_MARK}{secrets.token_hex(12)}")
             context = contextvars.copy_context()
             self._root = scope
             context.run(_SCOPE.set, scope)

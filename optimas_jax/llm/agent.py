@@ -79,7 +79,7 @@ class AgentCall:
             reply = await ask(context, request, form)
             one_only = fields.get("settings", {}).get("parallel_tool_calls") is False
             calls = reply["calls"][:1] if one_only else reply["calls"]
-            finish = "tool_calls" if calls else "stop"
+            finish = "tool_calls" if calls else "length" if context.cuts else "stop"
             return {"text": reply["text"], "calls": calls, "ids": call_ids(fields, calls), "finish": finish}
         completion = await completed(context, request)
         text = completion.text.strip()

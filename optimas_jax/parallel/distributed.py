@@ -39,7 +39,7 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
         itself: TPU slices, Slurm, Open MPI.
       processes, process: number of processes, and index of this one; None with ``auto``.
 
-    If some of them are not there after ``_GATHER`` seconds, this process prints a line and ends with exit code ``LOST``.
+    If some are not there after ``_GATHER`` seconds, this process prints a line and ends with exit code ``LOST``.
 
     Raises:
       ValueError: for arguments that do not belong together.

@@ -178,7 +178,8 @@ class Program:
                 error = first_of(group)
                 if limit.expired():
                     detail = f"the program {self.name!r} has no result within {self.timeout:g} s"
-                    raise ProgramFailure(Outcome.TIMEOUT, detail) from None
+                    rest = "; what it left behind may still ask for agents, and the run that is then in flight has it"
+                    raise ProgramFailure(Outcome.TIMEOUT, detail + rest * self.alone) from None
                 if self.on_error == "stop" or isinstance(error, ComponentFailure | StopRun):
                     raise
                 detail = f"the program {self.name!r}: {describe_error(error)}"

@@ -20,6 +20,7 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, Example, freeze
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.loop.journal import BEST
 from optimas_jax.saved.models import completer_of, language_model
 from optimas_jax.saved.optimized import Optimized
 
@@ -118,6 +119,10 @@ def outside_of(answers: Answers, agents: Sequence[AgentDeclaration] | None = Non
     """
     if isinstance(answers, Optimized):
         return lambda: _of_system(answers.system, answers.configuration, answers.seed)
+    if not isinstance(answers, str | LanguageModel | None):
+        raise ValueError(f"{answers!r} answers nothing: give a program of a run (optimas_jax.load), or a model")
+    if isinstance(answers, str) and Path(answers, BEST).is_dir():
+        raise ValueError(f"{answers!r} is the folder of a run: give optimas_jax.load({answers!r})")
     completer = functools.cache(lambda model: completer_of("agents", model, {}, Path()))
 
     def declared() -> Outside:

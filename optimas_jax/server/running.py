@@ -162,4 +162,4 @@ def bound(host: str, port: int) -> socket.socket:
 
 def unavailable(host: str, port: int, error: Exception) -> StopRun:
     """The error for an address that is not available."""
-    return StopRun(f"cannot listen on {host}:{port} ({error}): choose another --port or --host")
+    return StopRun(f"cannot listen on {host}:{port} ({error}): choose another port or host")

@@ -13,6 +13,7 @@ import optimas_jax as oj
 from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Outcome, StopRun, thaw
 from optimas_jax.core.values import Prompt
+from optimas_jax.llm.base import Completion
 from optimas_jax.programs.declared import DeclarationError
 
 
@@ -404,6 +405,21 @@ def test_a_program_that_never_ends_is_a_failed_run():
         trace, _ = run(oj.program(function, components=[agent], timeout=0.2), adds)
         assert trace.outcome is Outcome.TIMEOUT and trace.score == 0.0
         assert f"the program {function.__name__!r} has no result within 0.2 s" in trace.feedback
+
+
+@pytest.mark.parametrize("tools", [[], TOOLS])
+def test_a_cut_answer_ends_with_length(tools):
+    client = oj.client()
+    settings = {"tools": tools} if tools else {}
+
+    async def program(question):
+        answer = await client.chat.completions.create(model="adder", messages=begin(question), **settings)
+        response = await client.responses.create(model="adder", input=question, tools=FLAT_TOOLS if tools else [])
+        return f"{answer.choices[0].finish_reason} {response.status}"
+
+    cut = Completion("It is, as far as", Outcome.TRUNCATED, 9, 5)
+    trace, _ = run(oj.program(program, components=[adder()]), lambda request: cut)
+    assert trace.outputs == {"output": "length incomplete"}
 
 
 @pytest.mark.parametrize("sync", [False, True])

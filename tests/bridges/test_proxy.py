@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -234,6 +235,87 @@ def test_a_key_tells_the_run_where_the_address_is_fixed():
     assert record(traces[0]) == record(run_all(program(inside), QUESTIONS[:1], 1)[0])
 
 
+def test_the_key_of_a_run_that_has_ended_is_no_key_of_another():
+    keys = []
+
+    async def asks(question):
+        keys.append(oj.api_key())
+        answers.append(await asyncio.to_thread(post, f"{fixed}/chat/completions", BODY, keys[0]))
+        return "done"
+
+    with oj.proxy() as fixed:
+        for expected in (200, 410):
+            answers = []
+            trace, _ = run(program(asks))
+            assert [status for status, _ in answers] == [expected]
+            assert len(trace.calls) == (expected == 200)
+        assert post(f"{fixed}/chat/completions", BODY, keys[0])[0] == 410
+
+
+def test_a_model_that_is_asked_at_the_own_proxy_is_refused(monkeypatch):
+    """It would be asked without end: the answer to each request is another request."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    helper = oj.agent("helper", sends="gpt")
+    rows = [{"question": "q", "answer": "a"}]
+
+    @oj.program(components=[helper], alone=True)
+    def ask(question):
+        client = openai.OpenAI(base_url=fixed)
+        with client:
+            return client.chat.completions.create(model="gpt", messages=begin(question)).choices[0].message.content
+
+    with oj.proxy() as fixed:
+        monkeypatch.setenv("OPENAI_BASE_URL", fixed)
+        with pytest.raises(StopRun, match="asked at its own proxy"):
+            oj.evaluate(ask, lambda answer: 0.0, rows, model="openai:gpt")
+
+
+LEFT = """
+import contextlib, threading
+import optimas_jax as oj
+
+@oj.component(name="slow")
+async def slow(question):
+    import asyncio
+    await asyncio.sleep(60)
+
+agent = oj.agent("adder")
+
+@oj.program(components=[agent, slow])
+async def ask(question):
+    import asyncio, urllib.request
+    body = b'{"model": "adder", "messages": [{"role": "user", "content": "q"}]}'
+    request = urllib.request.Request(oj.base_url() + "/chat/completions", body, {"content-type": "application/json"})
+
+    def send():
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(request).close()
+
+    threading.Thread(target=send, daemon=True).start()
+    asyncio.get_running_loop().create_task(slow(question=question))
+    await asyncio.sleep(1)
+    return question
+
+oj.evaluate(ask, lambda question: 1.0, [{"question": "q"}], model="openai:gpt")
+print("done")
+"""
+
+
+def test_a_process_ends_without_a_word_on_requests_in_flight():
+    """Nothing is at the address of the model: the request waits for its next attempt when the process ends."""
+    variables = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "OPENAI_API_KEY": "none"}
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.split()[-1] == "done"
+    assert "Traceback" not in done.stderr and "Task was destroyed" not in done.stderr, done.stderr
+
+
 def test_runs_go_one_at_a_time_where_nothing_tells_them_apart():
     async def fixed_agent(question):
         return await start(sys.executable, AGENT, question, OPENAI_BASE_URL=fixed)
@@ -258,6 +340,8 @@ def test_what_the_server_refuses():
             "no JSON": b"{",
             "no object": b"[]",
             "path": BODY,
+            "old call": {**BODY, "messages": [*begin("q"), {"role": "assistant", "function_call": {"name": "add"}}]},
+            "bias": {**BODY, "logit_bias": {"1": 100}},
         }.items():
             place = f"{addresses[0]}/embeddings" if name == "path" else url
             seen[name] = await asyncio.to_thread(post, place, body)
@@ -268,6 +352,8 @@ def test_what_the_server_refuses():
     assert seen["no JSON"][0] == 400 and "the body is not JSON" in seen["no JSON"][1]["message"]
     assert seen["no object"][0] == 400 and "expected an object" in seen["no object"][1]["message"]
     assert seen["path"][0] == 404 and "there are chat/completions, responses, models" in seen["path"][1]["message"]
+    assert seen["old call"][0] == 400 and "left out, with the call in tool_calls" in seen["old call"][1]["message"]
+    assert seen["bias"][0] == 400 and "logit_bias" in seen["bias"][1]["message"]
     status, error = post(f"{addresses[0]}/chat/completions", BODY)
     assert (status, error["code"]) == (410, "run_ended")
     assert "the run that this request belongs to has ended; no run is in flight" in error["message"]
@@ -279,10 +365,23 @@ def test_outside_of_a_run_there_is_no_address_of_one():
             call()
 
 
+@pytest.mark.parametrize("answers", [3, ["openai:gpt"]])
+def test_what_cannot_answer_is_refused_at_once(answers):
+    for make in (oj.client, oj.proxy):
+        with pytest.raises(ValueError, match="give a program of a run"):
+            make(answers)
+
+
+def test_the_folder_of_a_run_is_loaded_first(tmp_path):
+    (tmp_path / "best").mkdir()
+    with pytest.raises(ValueError, match=r"give optimas_jax\.load"):
+        oj.client(str(tmp_path))
+
+
 def test_a_port_that_is_in_use_is_told_of():
     with (
         oj.proxy() as url,
-        pytest.raises(StopRun, match="choose another --port"),
+        pytest.raises(StopRun, match="choose another port"),
         oj.proxy(port=int(url.split(":")[2][:-3])),
     ):
         pass

@@ -278,7 +278,7 @@ def test_closing_waits_for_the_batch_in_work_and_answers_nothing_more():
         await until(sampler.started.is_set)
         late = asyncio.create_task(completer.complete(plain("late")))
         closing = asyncio.create_task(asyncio.to_thread(completer.close))
-        await asyncio.sleep(0.05)
+        await until(lambda: completer._queue.qsize() >= 2)  # the late request, and the end
         assert not closing.done()
         sampler.open.set()
         await closing

@@ -49,7 +49,8 @@ def sent(make, asked, fault=""):
     with serving_app(servers.app, log_level="critical") as address:
         completer = make(ServerConfig(f"{address}/v1" if make is OpenAICompleter else address))
         text = asyncio.run(completer.complete(asked)).text
-    assert not servers.problems and text == "Done."
+    offered = "tools" in servers.bodies[-1] and asked.choice != "none"
+    assert not servers.problems and text == ('{"text": "Done.", "calls": []}' if offered else "Done.")
     return servers.bodies[-1]
 
 
@@ -84,6 +85,25 @@ def test_anthropic_has_blocks_for_them_all_results_in_one_turn():
     assert [block["tool_use_id"] for block in body["messages"][2]["content"]] == ["call-1", "call-2"]
     assert body["tool_choice"] == {"type": "none"} and body["system"] == "Use tools."
     assert sent(AnthropicCompleter, request(choice="required"))["tool_choice"] == {"type": "any"}
+
+
+QUOTES = [
+    'I would send {"name": "add", "arguments": {"x": 2}} to the tool.',
+    '{"name": "add", "arguments": {"x": 2}}',
+    '{"text": "hello", "calls": []}',
+    '{"calls": 12, "minutes": 30}',
+]
+
+
+@pytest.mark.parametrize("make", [OpenAICompleter, AnthropicCompleter])
+@pytest.mark.parametrize("said", QUOTES)
+def test_the_text_of_an_api_that_was_offered_tools_is_text(make, said):
+    servers = ApiServers(lambda prompt, seed: json.dumps({"text": said, "calls": []}))  # in the fields of its API
+    with serving_app(servers.app, log_level="critical") as address:
+        completer = make(ServerConfig(f"{address}/v1" if make is OpenAICompleter else address))
+        text = asyncio.run(completer.complete(request())).text
+        no_calls = asyncio.run(completer.complete(request(choice="none"))).text
+    assert ReplyForm(TOOLS).read(text) == {"text": said, "calls": []} and no_calls == said
 
 
 @pytest.mark.parametrize("make", [OpenAICompleter, AnthropicCompleter])

@@ -213,8 +213,10 @@ def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
 
     def close() -> None:
         closing.set()
+        with contextlib.suppress(TimeoutError):  # a function may block the loop
+            asyncio.run_coroutine_threadsafe(_cancel_rest(), loop).result(_END / 2)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(_END)
+        thread.join(_END / 2)
         if not thread.is_alive():
             loop.close()
 
@@ -222,6 +224,15 @@ def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     thread.start()
     atexit.register(close)
     return loop, thread
+
+
+async def _cancel_rest() -> None:
+    """Cancels the other tasks of the loop, and waits a little for their end: the process ends."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    if rest:
+        await asyncio.wait(rest, timeout=_END / 4)
 
 
 os.register_at_fork(after_in_child=_started.cache_clear)  # the thread stays behind

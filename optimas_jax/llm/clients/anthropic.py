@@ -17,7 +17,7 @@ from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, ToolUse
 from optimas_jax.llm.clients.errors import Unknown, Unreadable, tokens_used
 from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig
-from optimas_jax.llm.forms.schemas import is_closed, native_reply, told
+from optimas_jax.llm.forms.schemas import answered, is_closed
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.anthropic.com"
@@ -66,8 +66,7 @@ class AnthropicCompleter:
             return create(**{name: sent[name] for name in sent if name not in sampling}, extra_body=sampling)
 
         def read() -> Completion:
-            answer = self._remote.post(_sdk(), lambda: _body(request), send, lambda: _body(told(request)))
-            return _read(request, answer)
+            return _read(*self._remote.post(_sdk(), request, _body, send))
 
         try:
             return self._remote.call(_sdk(), read)
@@ -188,7 +187,7 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
         prompt_tokens, completion_tokens, estimated = tokens_used(parts, usage.get("output_tokens"), request.most())
         reason = answer.get("stop_reason")
         return Completion(
-            text=native_reply(text, calls),
+            text=answered(request, text, calls),
             outcome=_OUTCOMES.get(reason, Outcome.OK) if isinstance(reason, str) else Outcome.OK,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,

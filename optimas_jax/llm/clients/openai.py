@@ -25,7 +25,7 @@ from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 from optimas_jax.llm.clients.errors import Refused, Unknown, Unreadable, tokens_used
 from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig, address
-from optimas_jax.llm.forms.schemas import is_closed, native_reply, subschemas, told
+from optimas_jax.llm.forms.schemas import answered, is_closed, subschemas
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.openai.com/v1"
@@ -87,10 +87,7 @@ class OpenAICompleter:
 
     def _ask(self, request: CompletionRequest) -> Completion:
         def read() -> Completion:
-            answer = self._remote.post(
-                _sdk(), lambda: self._body(request), self._send(request), lambda: self._body(told(request))
-            )
-            return _read(request, answer)
+            return _read(*self._remote.post(_sdk(), request, self._body, self._send(request)))
 
         return self._remote.call(_sdk(), read)
 
@@ -225,7 +222,7 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
             [usage.get("prompt_tokens")], usage.get("completion_tokens"), request.most()
         )
         return Completion(
-            text=refusal or native_reply(text, [(call["name"], _decoded(call.get("arguments"))) for call in calls]),
+            text=refusal or answered(request, text, [(c["name"], _decoded(c.get("arguments"))) for c in calls]),
             outcome=Outcome.REFUSED if refusal else _outcome(choice.get("finish_reason")),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import re
+import secrets
 import ssl
 import threading
 import time
@@ -29,11 +30,13 @@ from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.errors import Refused, fault_of, read_json
 from optimas_jax.llm.clients.limits import Rate, limit_answers
 from optimas_jax.llm.forms.reasoning import separate
+from optimas_jax.llm.forms.schemas import told
 from optimas_jax.llm.specs import KEYS
 
 T = TypeVar("T")
 Body = dict[str, Any]
 
+ORIGIN = "x-optimas-origin"  # header of requests
 _ADDRESSES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}  # variables that their SDKs read
 _OPTIONAL = ("temperature", "top_p", "seed", "stop")  # reasoning models take only some of them
 # Fields that ask for a form of the answer, and the words of refusals that name them. Answers are checked in any case.
@@ -106,6 +109,13 @@ def address(provider: str, default: str, config: ServerConfig) -> str:
     return config.base_url or os.environ.get(_ADDRESSES[provider]) or default
 
 
+@functools.cache
+def origin() -> str:
+    """The mark of this process, which it sends along (``ORIGIN``) to every address but a provider's own. So its own
+    proxy knows its requests (``bridges.door``)."""
+    return secrets.token_hex(8)
+
+
 class Remote:
     """Client of one provider, or of a server with its API. Safe for use from several threads and event loops.
 
@@ -132,6 +142,7 @@ class Remote:
         """
         self.config, self.server = config, Server(config.retries, say)
         self.url = address(provider, url, config)
+        self._marks = {} if self.url == url else {ORIGIN: origin()}
         self._provider, self._prices, self._say = provider, prices, say
         self._lock = threading.Lock()
         self._rates: dict[str, tuple[Rate, Rate]] = {}
@@ -171,6 +182,7 @@ class Remote:
                 api_key=self.key,
                 max_retries=0,
                 timeout=self.config.timeout,
+                default_headers=self._marks,
                 http_client=http_client
                 or sdk.DefaultHttpxClient(
                     verify=self._certificates,
@@ -264,33 +276,38 @@ class Remote:
             self._say(text)
 
     def post(
-        self, sdk: Any, make_body: Callable[[], Body], send: Callable[[Body], Any], told: Callable[[], Body]
-    ) -> Mapping[str, Any]:
-        """Sends the body of a request and returns the body of the answer.
+        self,
+        sdk: Any,
+        request: CompletionRequest,
+        make_body: Callable[[CompletionRequest], Body],
+        send: Callable[[Body], Any],
+    ) -> tuple[CompletionRequest, Mapping[str, Any]]:
+        """Sends the body of a request; returns the request as it was sent and the body of the answer. To a model that
+        takes no tools, or not these, they are described in the messages (``forms.schemas.told``).
 
         A sampling setting or a form of the answer that the model refuses is left out of this and of later requests,
         with a message.
 
         Args:
           sdk: the package ``openai`` or ``anthropic``.
-          make_body: makes the body of the request.
+          make_body: makes the body of a request.
           send: sends a body, and returns the raw response.
-          told: makes the body for a model that takes no tools, or not these: its messages describe them.
 
         Raises:
           Fault, ServerError: see ``errors.fault_of``.
         """
         tried: set[str] = set()  # names of the limit that were sent
         while True:
-            body = make_body()
+            asked, body = request, make_body(request)
             model = body["model"]
             left_out = self._left_out.get(model, frozenset())
             if "tools" in body and left_out & {("tools", ""), _this("tools", body["tools"])}:
-                body = told()
+                asked = told(request)
+                body = make_body(asked)
             sent = {name: value for name, value in body.items() if not left_out & {(name, ""), _this(name, value)}}
             tried |= {*self._limits} & {*sent}
             try:
-                return self.call(sdk, lambda: read_json(send(sent).http_response.content))  # noqa: B023 (called now)
+                return asked, self.call(sdk, lambda: read_json(send(sent).http_response.content))  # noqa: B023 (called now)
             except Refused as error:
                 name = _unsupported(error, sent, self._limits)
                 if name is None or (name in self._limits and {*self._limits} == tried):
