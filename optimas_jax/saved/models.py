@@ -55,4 +55,5 @@ def completer_of(
 
     config = serving_config(name, answers, settings)
     load = (engines or make_engines()).sampler
-    return SandboxCompleter(Persistent(make_completer(config, folder, ConsoleProgress(quiet=True).line, load)))
+    say = ConsoleProgress(stderr=True).line  # of servers that do not answer, or refuse a setting
+    return SandboxCompleter(Persistent(make_completer(config, folder, say, load)))
