@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optimas_jax.core.component import ComponentFailure
-from optimas_jax.core.objective import Objective
+from optimas_jax.core.objective import MEASURES, Objective
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import System
@@ -27,9 +27,17 @@ def check_objective(config: RunConfig, system: System) -> None:
     """Checks that the costs in the objective can be measured.
 
     Raises:
-      ConfigError: a cap of an unknown component, or a cost of a component with a model client of its own.
+      ConfigError: a cap of an unknown component, a cost of a component with a model client of its own, or a weight
+        beside recorded calls, which have no cost to be weighed.
     """
     objective = config.optimize.objective
+    if config.traces and (weighed := [name for name in MEASURES if getattr(objective, name)]):
+        raise ConfigError(
+            f"{', '.join(f'{_WHERE}.{name} is {getattr(objective, name):g}' for name in weighed)}, and there are "
+            "recorded calls (config.traces), whose cost is not known: their labels would be too high beside calls that "
+            f"cost something. Set {', '.join(f'{name} = 0' for name in weighed)} (limits, such as max_tokens, may "
+            "stay), or leave the traces out"
+        )
     if unknown := [name for name in objective.caps if name not in system.by_name]:
         raise ConfigError(
             f"{_WHERE}.prompt_tokens_of names {', '.join(map(repr, unknown))}; components are "

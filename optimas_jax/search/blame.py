@@ -22,6 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 FAULT, BEHIND = 0.25, 0.5  # chosen on development seeds (docs/objectives.md)
 FEWEST = 8  # least number of calls in passing runs to judge a component
+_SAME = "no measure differs between calls"
 FAILED = -math.inf  # every measure of a call without outputs
 
 Measures = tuple[float, ...]  # of one call; low at a fault
@@ -77,9 +78,10 @@ def blame(run: Scores, passing: Mapping[str, Sequence[Measures]], behind: Mappin
         by_name[name] += level
     lowest = {name: min(each, default=None) for name, each in by_name.items()}
     judged = list(dict.fromkeys(name for name, _ in known))
-    if len(judged) < 2:
+    if len(judged) < 2 or not any(level for _, level in known):
         few = max((len(passing.get(name, ())) for name in lowest), default=0)
-        why = f"{few} calls in passing runs, and {FEWEST} are needed" if not judged else "one component can be judged"
+        why = f"{few} calls in passing runs, and {FEWEST} are needed" if few < FEWEST else _SAME
+        why = "one component can be judged" if len(judged) == 1 else why
         return Blame("", {}, lowest, f"too few to say: {why}")
     logs = [_log_likelihood(index, known, behind) for index in range(len(known))]
     top = max(logs)
@@ -89,7 +91,11 @@ def blame(run: Scores, passing: Mapping[str, Sequence[Measures]], behind: Mappin
     weights = {name: math.fsum(each) / len(each) for name, each in of_calls.items()}
     whole = sum(weights.values())
     shares = {name: weight / whole for name, weight in weights.items()}
-    return Blame(max(shares, key=lambda name: shares[name]), shares, lowest)
+    most = max(shares.values())
+    first = [name for name, share in shares.items() if math.isclose(share, most)]
+    if len(first) > 1:
+        return Blame("", shares, lowest, f"{' and '.join(first)} have equal shares of it")
+    return Blame(first[0], shares, lowest)
 
 
 def _log_likelihood(index: int, calls: Sequence[tuple[str, Levels]], behind: Mapping[str, Collection[str]]) -> float:

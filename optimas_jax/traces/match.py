@@ -119,8 +119,13 @@ def _first_asked(call: Recorded) -> str:
 
 
 def _has_default(call: Recorded, component: Component) -> bool:
-    """Whether a call shows the component's default value, or no other value."""
-    return not call.instruction or not _instruction(component.default) or _begins_with_default(call, component)
+    """Whether a call shows the component's default value, or no other value. Below the instruction there may be more,
+    such as demonstrations, but not in its last line."""
+    instruction = _instruction(component.default)
+    if not call.instruction or not instruction:
+        return True
+    rest = call.instruction.strip().removeprefix(instruction)
+    return _begins_with_default(call, component) and (not rest or rest.lstrip(" ").startswith("\n"))
 
 
 def _asked(call: Recorded, component: Component) -> str:
@@ -261,6 +266,8 @@ def _like(value: Any, seen: Any) -> Any:
     return value
 
 
-def texts_of(calls: Iterable[Recorded]) -> list[str]:
-    """All texts that some calls read, once each."""
-    return list(dict.fromkeys(text for call in calls for text in call.texts))
+def texts_of(calls: Iterable[Matched]) -> list[str]:
+    """All texts that some calls read, once each: those of their messages, and texts that are in JSON there."""
+    texts = dict.fromkeys(text for match in calls for text in match.call.texts)
+    inside = (leaf for text in texts for data in find_json(text) for leaf in leaves(data))
+    return list(dict.fromkeys([*texts, *inside]))

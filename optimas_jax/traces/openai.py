@@ -9,11 +9,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optimas_jax.core.text.json_text import JsonError, parse_json, shown
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.traces.records import (
     ASSISTANT,
     SYSTEM,
@@ -22,9 +21,12 @@ from optimas_jax.traces.records import (
     TraceError,
     Turn,
     first_text,
+    read_message,
     read_role,
     read_score,
     read_text,
+    reply_text,
+    text_and_calls,
 )
 
 _KEYS = ("messages", "request", "body", "input", "calls", "prompt")
@@ -109,31 +111,8 @@ def _turn(message: Any, where: str) -> Turn:
     kind = message.get("type")
     if "role" not in message and kind in ("function_call", "function_call_output", "reasoning"):
         role = "tool" if kind == "function_call_output" else "assistant"
-        return read_role(role, where), _message(message, where)
-    return read_role(message.get("role"), where), _message(message, where)
-
-
-def _message(message: Mapping[str, Any], where: str) -> str:
-    """The text of a message; calls of tools as the reply that ``llm.forms.tools`` reads."""
-    text = read_text(message.get("content", message.get("output")), where)
-    calls = message.get("tool_calls") or ([message] if message.get("type") == "function_call" else [])
-    if not isinstance(calls, list):
-        raise TraceError(f"{where}: tool_calls is {shown(calls)}, expected a list")
-    tool_calls = [_tool_call(call, where) for call in calls]
-    return json.dumps({"text": text, "calls": tool_calls}, ensure_ascii=False) if tool_calls else text
-
-
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
-        raise TraceError(f"{where}: a call of a tool is {shown(call)}, expected an object")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = parse_json(arguments, mend=True)
-        except JsonError:  # models write such arguments, too
-            arguments = {}
-    return {"name": first_text(function, "name"), "arguments": arguments or {}}
+        return read_role(role, where), read_message(message, where)
+    return read_role(message.get("role"), where), read_message(message, where)
 
 
 def _answers(response: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -145,14 +124,15 @@ def _answers(response: Mapping[str, Any], where: str) -> Iterator[str]:
                 if isinstance(message, str):
                     yield read_text(message, where)
                 elif isinstance(message, Mapping):
-                    yield read_text(message["text"], where) if "text" in message else _message(message, where)
+                    yield read_text(message["text"], where) if "text" in message else read_message(message, where)
                 else:
                     raise TraceError(f"{where}: a choice is {shown(choice)}, expected an object with a message")
         case {"output_text": str(text)} | {"output": str(text)} | {"answer": str(text)}:
             yield read_text(text, where)
         case {"output": list(items)}:
             messages = [item for item in items if isinstance(item, Mapping) and item.get("type") != "reasoning"]
-            texts = [_message(message, where) for message in messages]
-            yield "\n".join(filter(None, texts))
+            read = [text_and_calls(message, where) for message in messages]
+            calls = [call for _, of_message in read for call in of_message]
+            yield reply_text("\n".join(filter(None, (text for text, _ in read))), calls)
         case {"output": {**message}} | {"message": {**message}} if message:
-            yield _message(message, where)
+            yield read_message(message, where)

@@ -21,6 +21,7 @@ from optimas_jax.traces.records import (
     Turn,
     finite,
     first_text,
+    read_message,
     read_role,
     read_text,
 )
@@ -30,6 +31,7 @@ _EVALUATION = "gen_ai.evaluation.result"
 _SCORE, _NAME, _WHY = "gen_ai.evaluation.score.value", "gen_ai.evaluation.name", "gen_ai.evaluation.explanation"
 _OPERATIONS = re.compile(r"(chat|text_completion|generate_content|invoke_agent|invoke_workflow|execute_tool)\s+")
 _MOST_AROUND = 100  # number of spans around a span that are followed
+_CALL = ("name", "arguments")  # fields of a call
 _MESSAGE = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message")
 
 
@@ -196,11 +198,12 @@ def _with_logs(spans: Sequence[Span]) -> list[Span]:
 def _ancestors(span: Span, by_id: Mapping[tuple[str, str], Span]) -> list[Span]:
     """The spans around a span, the nearest first; at most ``_MOST_AROUND``."""
     ancestors: dict[int, Span] = {}  # by identity: comparing spans is slow, and some spans contain themselves
-    while span.parent and len(ancestors) < _MOST_AROUND:
-        outer = by_id.get((span.trace, span.parent))
-        if outer is None or id(outer) in ancestors:
+    inner = span
+    while inner.parent and len(ancestors) < _MOST_AROUND:
+        outer = by_id.get((span.trace, inner.parent))
+        if outer is None or outer is span or id(outer) in ancestors:
             break
-        ancestors[id(outer)] = span = outer
+        ancestors[id(outer)] = inner = outer
     return [*ancestors.values()]
 
 
@@ -236,11 +239,12 @@ def _content(span: Span) -> tuple[tuple[Turn, ...], list[str]]:
     where, turns, answers = span.where, list[Turn](), list[str]()
     for data in (span.attributes, *(attributes for _, attributes in span.events)):
         if "gen_ai.system_instructions" in data:
-            turns.append((SYSTEM, read_text(_data(data["gen_ai.system_instructions"], where), where)))
+            turns.append((SYSTEM, read_text(_data(data["gen_ai.system_instructions"], where, loose=True), where)))
         if not any(role != SYSTEM for role, _ in turns):
-            turns += _messages(data.get("gen_ai.input.messages"), where) or _messages(data.get("gen_ai.prompt"), where)
+            messages = _messages(_listed(data.get("gen_ai.input.messages")), where)
+            turns += messages or _messages(data.get("gen_ai.prompt"), where)
         if not answers:
-            replies = _messages(data.get("gen_ai.output.messages"), where)
+            replies = _messages(_listed(data.get("gen_ai.output.messages")), where)
             answers += [text for _, text in replies or _messages(data.get("gen_ai.completion"), where, ASSISTANT)]
     if not turns and not answers:
         turns += _numbered(span.attributes, "gen_ai.prompt", where)
@@ -251,9 +255,14 @@ def _content(span: Span) -> tuple[tuple[Turn, ...], list[str]]:
                 role = first_text(data, "role") or of_role[1]
                 turns.append((read_role(role, where), read_text(_data(data.get("content"), where, loose=True), where)))
             elif name == "gen_ai.choice":
-                message = _data(data.get("message", data.get("content")), where, loose=True)
+                message = _data(data.get("message", data.get("content")), where, loose=True, bare="message" in data)
                 answers.append(_text(message, where))
     return tuple(turns), answers
+
+
+def _listed(value: Any) -> Any:
+    """Messages of an attribute that is always a list; None for an empty one."""
+    return None if isinstance(value, str) and value.strip() == "[]" else value
 
 
 def _messages(value: Any, where: str, role: str = "user") -> list[Turn]:
@@ -276,28 +285,29 @@ def _messages(value: Any, where: str, role: str = "user") -> list[Turn]:
 
 
 def _text(message: Any, where: str) -> str:
-    if not isinstance(message, Mapping):
-        return read_text(message, where)
-    return read_text(message.get("parts", message.get("content")), where)
+    return read_message(message, where) if isinstance(message, Mapping) else read_text(message, where)
 
 
 def _numbered(attributes: Mapping[str, Any], prefix: str, where: str) -> list[Turn]:
     """Messages of numbered attributes: ``gen_ai.prompt.0.role``, ``gen_ai.prompt.0.content``."""
-    pattern = re.compile(re.escape(prefix) + r"\.([0-9]{1,9})\.content")
-    numbers = sorted((match[1] for key in attributes if (match := pattern.fullmatch(key))), key=int)
+    pattern = re.compile(re.escape(prefix) + r"\.([0-9]{1,9})\.(?:content|tool_calls\.([0-9]{1,9})\.name)")
+    matches = [match for key in attributes if (match := pattern.fullmatch(key))]
     role = "assistant" if prefix.endswith("completion") else "user"
-    return [
-        (
-            read_role(attributes.get(f"{prefix}.{number}.role", role), where),
-            read_text(_data(attributes[f"{prefix}.{number}.content"], where, loose=True, lists=True), where),
-        )
-        for number in numbers
-    ]
+    turns = []
+    for number in sorted({match[1] for match in matches}, key=int):
+        begin = f"{prefix}.{number}"
+        named = sorted((match[2] for match in matches if match[1] == number and match[2]), key=int)
+        fields = [{name: attributes.get(f"{begin}.tool_calls.{call}.{name}") for name in _CALL} for call in named]
+        content = _data(attributes.get(f"{begin}.content"), where, loose=True, lists=True)
+        text = read_message({"content": content, "tool_calls": fields}, where)
+        turns.append((read_role(attributes.get(f"{begin}.role", role), where), text))
+    return turns
 
 
-def _data(value: Any, where: str, *, loose: bool = False, lists: bool = False) -> Any:
+def _data(value: Any, where: str, *, loose: bool = False, lists: bool = False, bare: bool = False) -> Any:
     """Structured content, which a span may hold as JSON text. ``loose`` returns any other text unchanged, ``lists``
-    also a JSON text that is no list of parts."""
+    also a JSON text that is no list of parts. An object without ``role`` or ``parts``, which a model may answer, is
+    content only if it may be ``bare``."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -306,8 +316,12 @@ def _data(value: Any, where: str, *, loose: bool = False, lists: bool = False) -
         if loose:
             return value
         raise TraceError(f"{where}: content of messages is {shown(value)}: {error}") from None
-    parts = isinstance(data, list) and all(
-        isinstance(part, Mapping) and ("type" in part or "role" in part) for part in data
+    parts = (
+        isinstance(data, list)
+        and data
+        and all(isinstance(part, Mapping) and ("type" in part or "role" in part) for part in data)
     )
-    message = isinstance(data, Mapping) and ("role" in data or "parts" in data or ("content" in data and not lists))
+    fields = data if isinstance(data, Mapping) else {}
+    has_content = any(name in fields for name in ("content", "tool_calls"))
+    message = "parts" in fields or (has_content and (bare or ("role" in fields and not lists)))
     return data if parts or message else value

@@ -40,7 +40,7 @@ def read_traces(files: str | Iterable[str | Path]) -> TraceFiles:
       files: paths, or one text with commas between them.
 
     Raises:
-      TraceError: a file is missing or empty, a line is no JSON, or has no known form; names file and line.
+      TraceError: a file is missing, empty or without a call; a line is no JSON, or has no known form; names both.
     """
     if isinstance(files, str):
         paths = [path.strip() for path in files.split(",") if path.strip()]
@@ -50,7 +50,10 @@ def read_traces(files: str | Iterable[str | Path]) -> TraceFiles:
     for path in dict.fromkeys(paths):
         data = _bytes(Path(path))
         digests[path] = hashlib.sha256(data).hexdigest()
-        calls += _calls(Path(path), data)
+        of_file = _calls(Path(path), data)
+        if not of_file:
+            raise TraceError(f"{path} has no call of a model in a form that is read ({_FORMS}): leave it out")
+        calls += of_file
     return TraceFiles(digests, tuple(calls))
 
 

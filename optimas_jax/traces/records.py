@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.text.json_text import shown
+from optimas_jax.core.text.json_text import JsonError, parse_json, shown
 from optimas_jax.core.types import freeze, valid_text
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
+_CALLS = ("tool_call", "tool_use")  # types of the parts of a message that are calls
 _ROLES = {
     "system": SYSTEM,
     "developer": SYSTEM,
@@ -114,6 +115,45 @@ def read_text(content: Any, where: str) -> str:
             )
 
 
+def read_message(message: Mapping[str, Any], where: str) -> str:
+    """The text of a message; with calls of tools the reply that ``llm.forms.tools`` reads."""
+    return reply_text(*text_and_calls(message, where))
+
+
+def reply_text(text: str, calls: Sequence[Mapping[str, Any]]) -> str:
+    """A reply as one text, which ``traces.conversations`` reads."""
+    return json.dumps({"text": text, "calls": calls}, ensure_ascii=False) if calls else text
+
+
+def text_and_calls(message: Mapping[str, Any], where: str) -> tuple[str, list[dict[str, Any]]]:
+    """The text and the calls of tools of a message: in fields of its own, as parts of its content, or an item that is
+    a call itself."""
+    content = message.get("parts", message.get("content", message.get("output")))
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise TraceError(f"{where}: tool_calls is {shown(calls)}, expected a list")
+    if message.get("type") == "function_call":
+        calls = [message]
+    elif not calls and message.get("function_call"):  # an older form
+        calls = [message["function_call"]]
+    parts = content if isinstance(content, list) else []
+    calls = [*calls, *(part for part in parts if isinstance(part, Mapping) and part.get("type") in _CALLS)]
+    return read_text(content, where), [_tool_call(call, where) for call in calls]
+
+
+def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise TraceError(f"{where}: a call of a tool is {shown(call)}, expected an object")
+    arguments = function.get("arguments", function.get("input"))
+    if isinstance(arguments, str):
+        try:
+            arguments = parse_json(arguments, mend=True)
+        except JsonError:  # models write such arguments, too
+            arguments = {}
+    return {"name": first_text(function, "name"), "arguments": arguments or {}}
+
+
 def _part(part: Any, where: str) -> str:
     match part:
         case str():
@@ -124,8 +164,8 @@ def _part(part: Any, where: str) -> str:
             return ""
         case {"type": "tool_call_response", **rest}:
             return _as_text(rest.get("response", rest.get("result")))
-        case {"type": "tool_call", "name": name, **rest}:
-            return json.dumps({"name": name, "arguments": rest.get("arguments")}, ensure_ascii=False)
+        case {"type": str(kind)} if kind in _CALLS:
+            return ""  # ``read_message`` has it
         case {"type": "tool_result" | "function_call_output", **rest}:
             return _as_text(rest.get("content", rest.get("output")))
         case {"type": str(kind)} if "image" in kind or kind in ("uri", "blob", "file", "input_file", "input_audio"):
@@ -169,7 +209,8 @@ def finite(value: Any, what: str) -> float:
 def first_text(item: Mapping[str, Any], *names: str) -> str:
     """The first of the named fields that is a text or a whole number, as text; "" if there is none."""
     values = (item.get(name) for name in names)
-    return next((str(value) for value in values if isinstance(value, str | int) and value not in ("", True, False)), "")
+    texts = (str(value) for value in values if isinstance(value, str | int) and not isinstance(value, bool))
+    return next(filter(None, texts), "")
 
 
 def whole(fields: Any, what: str) -> Mapping[str, Any]:

@@ -14,6 +14,8 @@ from optimas_jax.benchmarks.data import DataConfig, DataError, deal
 from optimas_jax.benchmarks.modules import SystemConfig
 from optimas_jax.benchmarks.tables import examples_of
 from optimas_jax.core.folder.files import FolderError, read_rows
+from optimas_jax.core.objective import Objective
+from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig
@@ -169,6 +171,80 @@ def test_calls_of_rows_that_measure_are_left_out(tmp_path, file):
     assert asked == run(tmp_path / "plain", config())[0]
     told = json.loads((tmp_path / "run" / "traces.json").read_text())
     assert told["calls"] == 25 and told["left_out"]["without content"] == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['Who said "number {}"?', "Où est le numéro {} ?", "Where?\nNumber {}!", "Is {}?", "\N{GRINNING FACE} number {}?"],
+)
+def test_rows_that_measure_are_found_in_json_too(tmp_path, file, said):
+    rows = [{"question": said.format(i), "wanted": f"{i}"} for i in range(48)]
+    parts = deal(examples_of(rows, ("question",))[0], SIZES)
+    asked = [example.inputs["question"] for split in ("val", "train") for example in parts[split]][:12]
+    lines = [call(f"r{number}", "", "A", "Write a draft.") for number, _ in enumerate(asked)]
+    for line, question in zip(lines, asked, strict=True):
+        line["messages"][1]["content"] = json.dumps({"question": question})
+    _, log = run(tmp_path / "run", config(file(lines)), made=oj.benchmark(pipeline, metric, rows))
+    assert "4 of 12 recorded calls are used" in log and "8 of a validation" in log, log
+    assert "4 single calls of training examples" in log
+
+
+def test_a_session_with_several_questions_is_a_run_for_each(tmp_path, file):
+    lines = [{**line, "trace_id": "session"} for line in recorded(questions("train", 8), times=1)]
+    lines += [{**line, "trace_id": "session"} for line in recorded(questions("val", 1), times=1)]
+    _, log = run(tmp_path / "run", config(file(lines)))
+    assert "16 of 18 recorded calls are used: 8 runs of 8 training examples replayed" in log
+    assert "2 of a validation" in log
+
+
+def test_numbers_from_zero_name_runs(tmp_path, file):
+    lines = recorded(questions("train", 4), times=1)
+    lines = [{**line, "trace_id": None, "run": number // 2} for number, line in enumerate(lines)]
+    _, log = run(tmp_path / "run", config(file(lines)))
+    assert "8 of 8 recorded calls are used: 4 runs of 4 training examples replayed" in log
+
+
+def test_second_choices_of_a_run_are_candidates_beside_the_first(tmp_path, file):
+    def with_two(line):
+        *asked, said = line["messages"]
+        other = {"role": "assistant", "content": f"{said['content']}, or not"}
+        return {**line, "messages": asked, "choices": [{"message": said}, {"message": other}]}
+
+    lines = [with_two(line) for line in recorded(questions("train", 8), times=1)]
+    _, log = run(tmp_path / "run", config(file(lines)))
+    assert "32 of 32 recorded calls are used: 8 runs of 8" in log and "16 single calls" in log
+    groups = load_groups(tmp_path / "run" / "groups" / "offline")
+    assert any("or not" in str(one.outputs) and one.recorded for group in groups for one in group.candidates)
+
+
+def test_scores_that_no_metric_here_gives_are_no_labels(tmp_path, file):
+    lines = [line for line in recorded(questions("train", 24), times=1) if "draft." not in str(line)]
+    _, log = run(tmp_path / "run", config(file([{**line, "score": 50.0} for line in lines])))
+    assert "warning: 24 recorded scores, such as 50, are outside of 0 to 1" in log
+    groups = load_groups(tmp_path / "run" / "groups" / "offline")
+    assert groups and all(0 <= reward <= 1 for group in groups for reward in group.rewards)
+
+
+@pytest.mark.parametrize(("more", "same"), [(" Always answer in French.", False), ("\n\nExample: a", True)])
+def test_an_instruction_with_more_in_its_line_is_another_one(tmp_path, file, more, same):
+    lines = recorded(questions("train", 4), times=1)
+    for line in lines:
+        line["messages"][0]["content"] += more
+    _, log = run(tmp_path / "run", config(file(lines)))
+    assert ("4 runs of 4 training examples replayed" in log) == same, log
+
+
+def test_weights_on_costs_have_no_labels_of_recorded_calls(tmp_path, file):
+    plain = config(file(recorded(questions("train", 2))))
+    weighed = dataclasses.replace(plain.optimize, objective=Objective(tokens=10.0))
+    with pytest.raises(ConfigError, match=r"objective.tokens is 10, and there are recorded calls .* Set tokens = 0"):
+        run(tmp_path / "run", dataclasses.replace(plain, optimize=weighed))
+
+
+def test_a_file_without_a_call_is_refused(tmp_path, file):
+    spans = [{"traceId": "t", "spanId": "a", "attributes": {"llm.input_messages.0.message.content": "hi"}}]
+    with pytest.raises(TraceError, match="has no call of a model"):
+        run(tmp_path / "run", config(file(spans)))
 
 
 def test_what_is_of_no_component_is_counted_with_the_way_out(tmp_path, file):

@@ -136,6 +136,17 @@ def test_a_measure_that_never_differs_says_nothing(length: int) -> None:
     assert same.percentiles["c1"] is None and same.shares["c1"] > 0
 
 
+def test_where_nothing_differs_or_shares_are_equal_nobody_is_first() -> None:
+    same = {name: [(1.0, 0.0)] * 19 for name in NAMES}
+    said = blame([(name, (1.0, 0.0)) for name in NAMES], same, {})
+    assert said.component == "" and "no measure differs between calls" in said.reason
+    tie = blame(
+        [(name, (-1.0, 0.0)) for name in NAMES], {name: [(level, 0.0) for level in LEVELS] for name in NAMES}, {}
+    )
+    assert tie.component == "" and tie.shares == pytest.approx(dict.fromkeys(NAMES, 1 / 3))
+    assert tie.reason == "first and second and third have equal shares of it"
+
+
 def test_a_summary_counts_who_is_first() -> None:
     runs = {
         "e1": blame(run(9.0, -1.0, -1.0), PASSING, AFTER),

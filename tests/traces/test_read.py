@@ -339,3 +339,75 @@ def test_odd_numbers_of_messages_are_read_or_left_out(tmp_path, number):
     attributes = {f"gen_ai.prompt.{number}.content": "q", "gen_ai.completion.0.content": "a"}
     [read_call] = read(tmp_path, {"trace_id": "t", "span_id": "s", "name": "x", "attributes": attributes})
     assert read_call.answer == "a"
+
+
+def asks(*names):
+    return json.dumps({"text": "", "calls": [{"name": name, "arguments": {"a": 1}} for name in names]})
+
+
+WANTED = {"name": "f", "arguments": '{"a": 1}'}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {
+            "gen_ai.output.messages": [
+                {"role": "assistant", "parts": [{"type": "tool_call", "id": "1", "name": "f", "arguments": {"a": 1}}]}
+            ]
+        },
+        {"gen_ai.completion.0.tool_calls.0.name": "f", "gen_ai.completion.0.tool_calls.0.arguments": '{"a": 1}'},
+    ],
+)
+def test_spans_of_answers_that_ask_for_tools_are_replies(tmp_path, attributes):
+    [call] = read(tmp_path, plain({"gen_ai.prompt.0.content": "q", "gen_ai.operation.name": "chat", **attributes}))
+    assert call.answer == asks("f")
+
+
+def test_events_of_answers_that_ask_for_tools_are_replies(tmp_path):
+    events = [
+        event("gen_ai.user.message", content="q"),
+        event("gen_ai.choice", message={"role": "assistant", "tool_calls": [{"id": "1", "function": WANTED}]}),
+    ]
+    [call] = read(tmp_path, plain({"gen_ai.system": "openai"}, events))
+    assert call.answer == asks("f")
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ([{"type": "function_call", **WANTED}, {"type": "function_call", **WANTED, "name": "g"}], asks("f", "g")),
+        (
+            [
+                {"type": "message", "content": [{"type": "output_text", "text": "Hm."}]},
+                {"type": "function_call", **WANTED},
+            ],
+            asks("f").replace('"text": ""', '"text": "Hm."'),
+        ),
+    ],
+)
+def test_a_response_with_several_items_is_one_reply(tmp_path, output, answer):
+    [call] = read(tmp_path, {"input": "q", "output": output})
+    assert call.answer == answer
+
+
+def test_an_older_call_of_a_function_is_a_call(tmp_path):
+    message = {"role": "assistant", "content": None, "function_call": WANTED}
+    [call] = read(tmp_path, {"messages": [USER], "choices": [{"message": message}]})
+    assert call.answer == asks("f")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"content": "b", "source": 3}', '{"role": "admin"}', "[]", "{name}: hm", "[INST] hm"]
+)
+def test_texts_that_look_like_messages_stay_texts(tmp_path, text):
+    instruction = {"gen_ai.system_instructions": text} if text.startswith(("{name", "[INST")) else {}
+    [call] = read(tmp_path, plain({"gen_ai.prompt": "q", "gen_ai.completion": text, **instruction}))
+    assert call.answer == text
+    assert call.instruction == instruction.get("gen_ai.system_instructions", "")
+
+
+def test_spans_around_themselves_are_calls(tmp_path):
+    attributes = {"gen_ai.prompt": "q", "gen_ai.completion": "a"}
+    [call] = read(tmp_path, plain(attributes, spanId="1", parentSpanId="1"))
+    assert call.answer == "a"

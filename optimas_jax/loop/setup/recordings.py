@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -96,9 +97,9 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
     for number, match in enumerate(matched):
         by_run.setdefault(match.call.run or f"#{number}", []).append(match)
     of_runs: list[tuple[Example | None, list[Matched]]] = []
-    for calls in by_run.values():
+    for calls in itertools.chain.from_iterable(_by_example(calls, index) for calls in by_run.values()):
         row = next((match.call.row for match in calls if match.call.row is not None), None)
-        examples = index.find(texts_of(match.call for match in calls), row)
+        examples = index.find(texts_of(calls), row)
         if any(example.id not in train for example in examples):
             left_out["of a validation, confirmation or test example"] += len(calls)
         else:
@@ -107,6 +108,22 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
     _tell(host, files, sum(len(calls) for _, calls in of_runs), left_out, recordings)
     write_traces(host.folder, files, left_out, recordings.demos)
     return recordings
+
+
+def _by_example(calls: list[Matched], index: ExampleIndex) -> list[list[Matched]]:
+    """The calls of a run; if no example is common to those that read one, as in a session with several questions or
+    where two files count their runs alike, the calls of each example. A call that reads none follows the one before
+    it."""
+    found = [index.find(texts_of([match]), match.call.row) for match in calls]
+    read = [{example.id for example in examples} for examples in found if examples]
+    if not read or set.intersection(*read):
+        return [calls]
+    parts: dict[str, list[Matched]] = {}
+    name = next(examples[0].id for examples in found if examples)
+    for match, examples in zip(calls, found, strict=True):
+        name = examples[0].id if examples else name
+        parts.setdefault(name, []).append(match)
+    return [*parts.values()]
 
 
 def complete(
@@ -166,7 +183,8 @@ def _recordings(
       left_out: counts of calls left out by reason, which grow.
     """
     replayed = _replay(host, [(example, calls) for example, calls in of_runs if example is not None])
-    _tell_scores(host, [(replayed[id(calls)][0], calls) for _, calls in of_runs if id(calls) in replayed])
+    _tell_scores(host, [(replayed[id(calls)].trace, calls) for _, calls in of_runs if id(calls) in replayed])
+    of_runs = _on_scale(host, of_runs, replayed)
     configuration = host.system.default_configuration().digest
     runs: dict[str, dict[str, Trace]] = {}
     draws: collections.Counter[CallName] = collections.Counter()
@@ -175,15 +193,14 @@ def _recordings(
         declared = configuration if all(match.as_declared for match in calls) else ""
         replay = replayed.get(id(calls))
         if replay is not None:
-            trace, sources = replay
+            trace, sources = replay.trace, replay.sources
             assert example is not None
             if declared:
                 runs.setdefault(example.id, {}).setdefault(digest([call.outputs for call in trace.calls]), trace)
                 draws.update(call_name(example.id, call) for call in trace.calls)
             groups += _groups_of_replay(trace, sources, declared)
-            continue
         name = example.id if example is not None else f"recorded-{_identity(calls)}"
-        for match in calls:
+        for match in calls if replay is None else replay.left:
             if example is not None and declared:
                 loose.setdefault((match.component, name), []).append(match)
             if match.inputs is None:
@@ -271,6 +288,52 @@ def _tell_scores(host: Host, replayed: Sequence[tuple[Trace, Sequence[Matched]]]
         )
 
 
+def _on_scale(
+    host: Host, of_runs: Sequence[tuple[Example | None, list[Matched]]], replayed: Mapping[int, _Replayed]
+) -> list[tuple[Example | None, list[Matched]]]:
+    """The recorded runs without scores on another scale than the metric's, beside which they would be labels. Replayed
+    runs have the metric's own."""
+    known = [0.0, 1.0, *(replay.trace.score for replay in replayed.values())]
+    low, high = min(known), max(known)
+    off = [
+        match
+        for example, calls in of_runs
+        if id(calls) not in replayed
+        for match in calls
+        if match.call.score is not None and not low <= match.call.score <= high
+    ]
+    if not off:
+        return [*of_runs]
+    host.progress.line(
+        f"warning: {len(off)} recorded scores, such as {off[0].call.score:g}, are outside of {low:g} to {high:g}, "
+        "where the metric's are: these calls are used without a score"
+    )
+    ids = {id(match) for match in off}
+    return [
+        (example, calls if id(calls) in replayed else [_unscored(m) if id(m) in ids else m for m in calls])
+        for example, calls in of_runs
+    ]
+
+
+def _unscored(match: Matched) -> Matched:
+    return dataclasses.replace(match, call=dataclasses.replace(match.call, score=None))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Replayed:
+    """A replayed run.
+
+    Attributes:
+      trace: of the run.
+      sources: source of each of its calls; "" for calls that were not recorded.
+      left: recorded calls that it did not make, such as a second choice or a repeated call.
+    """
+
+    trace: Trace
+    sources: Sequence[str]
+    left: list[Matched]
+
+
 @dataclasses.dataclass
 class _Answers:
     """Recorded answers to the calls of one run, each used once.
@@ -298,13 +361,8 @@ class _Answers:
         return with_ids(as_seen(match.outputs or {}, seen), fields)
 
 
-def _replay(host: Host, runs: Sequence[tuple[Example, list[Matched]]]) -> dict[int, tuple[Trace, Sequence[str]]]:
-    """Replays runs.
-
-    Returns:
-      Traces with the source of each of their calls ("" for calls that were not recorded), by ``id`` of the list of
-      recorded calls; runs that cannot be replayed are left out.
-    """
+def _replay(host: Host, runs: Sequence[tuple[Example, list[Matched]]]) -> dict[int, _Replayed]:
+    """Replays runs; returns those that can be replayed, by ``id`` of the list of their recorded calls."""
     if not runs:
         return {}
     default = host.system.default_configuration()
@@ -312,8 +370,8 @@ def _replay(host: Host, runs: Sequence[tuple[Example, list[Matched]]]) -> dict[i
     [first] = host.run("first run", [Job(default, host.splits["val"][0], host.seed)])  # it is on the tape
     seen = {call.component: call.outputs for call in first.calls}
 
-    async def replay(example: Example, calls: list[Matched]) -> tuple[Trace, Sequence[str]] | None:
-        """The trace of a replayed run with the sources of its calls; None if it cannot be replayed."""
+    async def replay(example: Example, calls: list[Matched]) -> _Replayed | None:
+        """A replayed run; None if it cannot be replayed."""
         answers = _Answers(list(calls))
         score = next((match.call.score for match in calls if match.call.score is not None), None)
         system = _answered(host.system, answers, seen, score)
@@ -325,7 +383,8 @@ def _replay(host: Host, runs: Sequence[tuple[Example, list[Matched]]]) -> dict[i
             return None
         if answers.missing or trace.outcome is not Outcome.OK or (_judges(host.system) and score is None):
             return None
-        return trace, [answers.given.get(call.key, "") for call in trace.calls]
+        rest = [_unscored(match) for match in answers.left]  # the score is of the run that was replayed
+        return _Replayed(trace, [answers.given.get(call.key, "") for call in trace.calls], rest)
 
     ends = host.gather("recorded runs", [functools.partial(replay, example, calls) for example, calls in runs])
     return {id(calls): end for (_, calls), end in zip(runs, ends, strict=True) if end is not None}
