@@ -67,7 +67,7 @@ def collect_offline(host: Host, config: RunConfig, recordings: Recordings = NO_R
     configuration = host.system.default_configuration()
     inputs = list(host.splits["train"])
     random.Random(derive_seed(host.seed, "collect")).shuffle(inputs)
-    inputs = sorted(inputs[: config.offline.inputs], key=lambda example: example.id not in recordings.examples)
+    inputs = sorted(inputs, key=lambda example: example.id not in recordings.examples)[: config.offline.inputs]
     groups: list[Group] = list(recordings.groups)
     traces: list[Trace] = []
     reasons = _done(host, config, host.components, groups, recordings) if groups else {}

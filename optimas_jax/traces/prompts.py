@@ -49,7 +49,7 @@ def read_written(start: str) -> Written:
     if start.endswith(".pkl"):
         raise TraceError(f"{start} is pickled, which is not read: save the module as .json (module.save)")
     try:
-        data = parse_json(start if inline else Path(start).read_bytes(), mend=True)
+        data = parse_json(start if inline else Path(start).read_bytes().removeprefix(b"\xef\xbb\xbf"), mend=True)
     except (OSError, JsonError) as error:
         raise TraceError(f"{where} cannot be read ({error}): give a run folder, a .json of DSPy, or texts") from error
     if not isinstance(data, Mapping) or not data:

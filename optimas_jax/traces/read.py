@@ -65,6 +65,8 @@ def _bytes(path: Path) -> bytes:
         raise TraceError(f"no file {str(path)!r} of recorded calls to read ({reason}): set traces to one") from error
     if not data.strip():
         raise TraceError(f"{path} is empty: give a file of recorded calls ({_FORMS}), or leave traces out")
+    if data.startswith(b"\x1f\x8b"):
+        raise TraceError(f"{path} is compressed (gzip): unpack it")
     return data
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gzip
 import json
 import random
 import time
@@ -256,6 +257,9 @@ def test_missing_files_and_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "bytes").write_bytes(b'{"messages": []}\n\xff\n')
     with pytest.raises(TraceError, match=r"line 2: not UTF-8"):
         read_traces([tmp_path / "bytes"])
+    (tmp_path / "calls.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(TraceError, match="is compressed"):
+        read_traces([tmp_path / "calls.gz"])
 
 
 ODD = [
