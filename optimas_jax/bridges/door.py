@@ -265,7 +265,8 @@ def find_run(request: Request) -> Scope | None:
         )
     running = running_programs()
     path = _PATH.fullmatch(request.path)
-    key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    key = key.strip() if scheme.lower() == "bearer" else ""
     token = path["token"] if path is not None else None
     if token is None and key.startswith(RUN_MARK):
         token = key

@@ -10,6 +10,7 @@ started by the first ``base_url`` of a process, and ends with the process; ``ser
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import os
@@ -162,21 +163,21 @@ def _start(outside: Callable[[], Outside], host: str, port: int) -> tuple[str, C
 
     listener = bound(host, port)
     listener.listen(1024)  # from now on requests wait, until the server takes them
-    gate, ending = Gate(application), threading.Event()
-
-    async def look() -> None:
-        """Ends the server; requests in flight are told."""
-        if ending.is_set():
-            gate.give_up()
-            server.should_exit = True
-
+    gate, loop = Gate(application), asyncio.new_event_loop()
     settings: dict[str, Any] = {"log_config": None, "log_level": "warning", "timeout_graceful_shutdown": 1}
-    server = uvicorn.Server(uvicorn.Config(gate, lifespan="off", callback_notify=look, timeout_notify=0, **settings))
-    thread = threading.Thread(target=server.run, args=([listener],), name="optimas_jax proxy", daemon=True)
+    server = uvicorn.Server(uvicorn.Config(gate, lifespan="off", **settings))
+
+    def serve() -> None:
+        with contextlib.closing(loop):
+            loop.run_until_complete(server.serve(sockets=[listener]))
+
+    thread = threading.Thread(target=serve, name="optimas_jax proxy", daemon=True)
     thread.start()
 
     def stop() -> None:
-        ending.set()
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(gate.give_up)  # requests in flight are told
+        server.should_exit = True
         thread.join(_END)
 
     return address_of(listener), stop

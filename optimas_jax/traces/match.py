@@ -25,6 +25,7 @@ from optimas_jax.traces.conversations import (
     squeezed,
 )
 from optimas_jax.traces.records import USER, Recorded, leaves
+from optimas_jax.traces.rows import ANCHOR
 
 _LABEL = re.compile(r"^([A-Za-z][\w \-]{0,60}):(?=\s|$)", re.MULTILINE)
 _EMPTY = ("", "none", "n/a", "null", "-", "[]")  # texts that stand for an empty field
@@ -125,7 +126,7 @@ def _has_default(call: Recorded, component: Component) -> bool:
     if not call.instruction or not instruction:
         return True
     rest = call.instruction.strip().removeprefix(instruction)
-    return _begins_with_default(call, component) and (not rest or rest.lstrip(" ").startswith("\n"))
+    return _begins_with_default(call, component) and not "".join(rest.splitlines()[:1]).strip()
 
 
 def _asked(call: Recorded, component: Component) -> str:
@@ -267,7 +268,11 @@ def _like(value: Any, seen: Any) -> Any:
 
 
 def texts_of(calls: Iterable[Matched]) -> list[str]:
-    """All texts that some calls read, once each: those of their messages, and texts that are in JSON there."""
+    """All texts that some calls read, once each: those of their messages, long ones in JSON there (short ones are in
+    passages by chance), and values of their fields."""
+    calls = list(calls)
     texts = dict.fromkeys(text for match in calls for text in match.call.texts)
-    inside = (leaf for text in texts for data in find_json(text) for leaf in leaves(data))
-    return list(dict.fromkeys([*texts, *inside]))
+    inside = (leaf for text in texts for data in find_json(text) for leaf in leaves(data) if len(leaf) >= ANCHOR)
+    values = (value for match in calls for value in (match.inputs or {}).values())
+    fields = (str(value) for value in values if isinstance(value, str | int | float))
+    return list(dict.fromkeys([*texts, *inside, *fields]))

@@ -253,7 +253,8 @@ def _content(span: Span) -> tuple[tuple[Turn, ...], list[str]]:
         for name, data in span.events:
             if of_role := _MESSAGE.fullmatch(name):
                 role = first_text(data, "role") or of_role[1]
-                turns.append((read_role(role, where), read_text(_data(data.get("content"), where, loose=True), where)))
+                message = {**data, "content": _data(data.get("content"), where, loose=True)}
+                turns.append((read_role(role, where), read_message(message, where)))
             elif name == "gen_ai.choice":
                 message = _data(data.get("message", data.get("content")), where, loose=True, bare="message" in data)
                 answers.append(_text(message, where))

@@ -136,7 +136,7 @@ def text_and_calls(message: Mapping[str, Any], where: str) -> tuple[str, list[di
         calls = [message]
     elif not calls and message.get("function_call"):  # an older form
         calls = [message["function_call"]]
-    parts = content if isinstance(content, list) else []
+    parts = content if isinstance(content, list) and not calls else []  # some libraries write calls in both places
     calls = [*calls, *(part for part in parts if isinstance(part, Mapping) and part.get("type") in _CALLS)]
     return read_text(content, where), [_tool_call(call, where) for call in calls]
 

@@ -9,7 +9,7 @@ from optimas_jax.core.types import Example, digest
 from optimas_jax.traces.conversations import squeezed
 from optimas_jax.traces.records import leaves
 
-_ANCHOR = 12  # characters at the beginning of a text by which it is searched; a shorter text must be a whole line
+ANCHOR = 12  # characters at the beginning of a text by which it is searched; a shorter text must be a whole line
 _WORD = re.compile(r"\S+")
 
 
@@ -30,8 +30,8 @@ class ExampleIndex:
             self._parts.append((example, parts))
             for part in parts:
                 self._by_part.setdefault(part, []).append(len(self._parts) - 1)
-                if len(part) >= _ANCHOR:
-                    self._anchors.setdefault(part[:_ANCHOR], set()).add(part)
+                if len(part) >= ANCHOR:
+                    self._anchors.setdefault(part[:ANCHOR], set()).add(part)
                 else:
                     self._lines.add(part)
 
@@ -59,7 +59,7 @@ class ExampleIndex:
         flat = squeezed(text)
         for word in _WORD.finditer(flat):
             for begin in _begins(word):
-                for part in self._anchors.get(flat[begin : begin + _ANCHOR], ()):
+                for part in self._anchors.get(flat[begin : begin + ANCHOR], ()):
                     if part not in parts and flat.startswith(part, begin):
                         parts.add(part)
         return parts

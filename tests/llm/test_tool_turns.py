@@ -15,7 +15,7 @@ from optimas_jax.llm.base import CompletionRequest, Message, Tool, ToolUse
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig
-from optimas_jax.llm.forms.answers import AnswerError
+from optimas_jax.llm.forms.answers import AnswerError, repaired
 from optimas_jax.llm.forms.replies import ReplyForm
 from optimas_jax.llm.local import _prompt_ids
 
@@ -104,6 +104,32 @@ def test_the_text_of_an_api_that_was_offered_tools_is_text(make, said):
         text = asyncio.run(completer.complete(request())).text
         no_calls = asyncio.run(completer.complete(request(choice="none"))).text
     assert ReplyForm(TOOLS).read(text) == {"text": said, "calls": []} and no_calls == said
+
+
+@pytest.mark.parametrize("make", [OpenAICompleter, AnthropicCompleter])
+def test_thoughts_and_stop_texts_are_taken_from_the_text(make):
+    said = "<think>Hm.</think>Thought: yes\nObservation: made up"
+    servers = ApiServers(lambda prompt, seed: json.dumps({"text": said, "calls": []}))
+    with serving_app(servers.app, log_level="critical") as address:
+        completer = make(ServerConfig(f"{address}/v1" if make is OpenAICompleter else address))
+        completion = asyncio.run(completer.complete(request(stop=("\nObservation:",))))
+    assert ReplyForm(TOOLS).read(completion.text) == {"text": "Thought: yes", "calls": []}
+    assert "Hm." in completion.reasoning
+
+
+@pytest.mark.parametrize("make", [OpenAICompleter, AnthropicCompleter])
+def test_a_reply_is_mended_in_json_which_is_read(make):
+    """The second request describes the tools: its answer is JSON in the text."""
+    asked, form = request(choice="required"), ReplyForm(TOOLS, "required")
+    again = repaired(asked, '{"calls": [{"name": "g"}]}', "there is no tool 'g'", form.schema)
+    assert not again.tools
+    servers = ApiServers(
+        lambda prompt, seed: json.dumps({"text": "", "calls": [{"name": "add", "arguments": {"x": 2}}]})
+    )
+    with serving_app(servers.app, log_level="critical") as address:
+        completer = make(ServerConfig(f"{address}/v1" if make is OpenAICompleter else address))
+        text = asyncio.run(completer.complete(again)).text
+    assert form.read(text)["calls"] == [{"name": "add", "arguments": {"x": 2}}]
 
 
 @pytest.mark.parametrize("make", [OpenAICompleter, AnthropicCompleter])

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import pytest
 from fakes import ScriptedCompleter
@@ -191,10 +192,33 @@ def test_rows_that_measure_are_found_in_json_too(tmp_path, file, said):
 
 def test_a_session_with_several_questions_is_a_run_for_each(tmp_path, file):
     lines = [{**line, "trace_id": "session"} for line in recorded(questions("train", 8), times=1)]
-    lines += [{**line, "trace_id": "session"} for line in recorded(questions("val", 1), times=1)]
     _, log = run(tmp_path / "run", config(file(lines)))
-    assert "16 of 18 recorded calls are used: 8 runs of 8 training examples replayed" in log
-    assert "2 of a validation" in log
+    assert "16 of 16 recorded calls are used: 8 runs of 8 training examples replayed" in log
+    lines += [{**line, "trace_id": "session"} for line in recorded(questions("val", 1), times=1)]
+    _, log = run(tmp_path / "with", config(file(lines)))  # a call that reads no question may be of any of them
+    assert "0 of 18 recorded calls are used" in log and "18 of a validation" in log
+
+
+def test_a_run_that_quotes_other_rows_is_one_run(tmp_path, file):
+    first, second = questions("train", 2)
+    lines = recorded([first], times=1)
+    lines[1]["messages"][1]["content"] = f"Question: hm\nDraft: about it\nSeen: {second}"
+    _, log = run(tmp_path / "run", config(file(lines)))
+    assert "2 of 2 recorded calls are used" in log
+    [measured] = questions("val", 1)
+    lines[1]["messages"][1]["content"] = f"Question: hm\nDraft: about it\nSeen: {measured}"
+    _, log = run(tmp_path / "other", config(file(lines)))
+    assert "0 of 2 recorded calls are used" in log
+
+
+def test_short_rows_in_passages_are_there_by_chance(tmp_path, file):
+    rows = [*ROWS[:40], *({"question": f"City {i}", "wanted": "x"} for i in range(8))]
+    parts = deal(examples_of(rows, ("question",))[0], SIZES)
+    [short, *_] = [e.inputs["question"] for e in parts["val"] if e.inputs["question"].startswith("City")]
+    [asked, *_] = [e.inputs["question"] for e in parts["train"] if e.inputs["question"].startswith("What")]
+    lines = [call("r", asked, "A", "Write a draft.", passages=json.dumps([{"title": short, "text": "A city."}]))]
+    _, log = run(tmp_path / "run", config(file(lines)), made=oj.benchmark(pipeline, metric, rows))
+    assert "1 of 1 recorded calls are used" in log, log
 
 
 def test_numbers_from_zero_name_runs(tmp_path, file):
@@ -219,13 +243,18 @@ def test_second_choices_of_a_run_are_candidates_beside_the_first(tmp_path, file)
 
 def test_scores_that_no_metric_here_gives_are_no_labels(tmp_path, file):
     lines = [line for line in recorded(questions("train", 24), times=1) if "draft." not in str(line)]
-    _, log = run(tmp_path / "run", config(file([{**line, "score": 50.0} for line in lines])))
-    assert "warning: 24 recorded scores, such as 50, are outside of 0 to 1" in log
+    stars = [{**line, "score": 1 + number % 5} for number, line in enumerate(lines)]
+    _, log = run(tmp_path / "run", config(file(stars)))
+    assert re.search(r"warning: recorded scores of calls.jsonl, such as [2-5], are outside of 0 to 1", log), log
+    assert "24 calls are used without a score" in log
     groups = load_groups(tmp_path / "run" / "groups" / "offline")
-    assert groups and all(0 <= reward <= 1 for group in groups for reward in group.rewards)
+    wrong = [one for group in groups for one in group.candidates if one.recorded and "know" in str(one.outputs)]
+    assert wrong and all(max(one.rewards) == 0.0 for one in wrong)
 
 
-@pytest.mark.parametrize(("more", "same"), [(" Always answer in French.", False), ("\n\nExample: a", True)])
+@pytest.mark.parametrize(
+    ("more", "same"), [(" Always answer in French.", False), ("\n\nExample: a", True), ("\r\nMore.", True)]
+)
 def test_an_instruction_with_more_in_its_line_is_another_one(tmp_path, file, more, same):
     lines = recorded(questions("train", 4), times=1)
     for line in lines:

@@ -395,6 +395,15 @@ def test_a_response_with_several_items_is_one_reply(tmp_path, output, answer):
     assert call.answer == answer
 
 
+def test_a_call_in_two_places_is_one(tmp_path):
+    parts = [{"type": "text", "text": "Hm."}, {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}}]
+    message = {"role": "assistant", "content": parts, "tool_calls": [{"id": "1", "function": WANTED}]}
+    [call] = read(tmp_path, {"messages": [USER], "choices": [{"message": message}]})
+    assert call.answer == asks("f").replace('"text": ""', '"text": "Hm."')
+    [alone] = read(tmp_path, {"messages": [USER], "choices": [{"message": {**message, "tool_calls": None}}]})
+    assert alone.answer == call.answer
+
+
 def test_an_older_call_of_a_function_is_a_call(tmp_path):
     message = {"role": "assistant", "content": None, "function_call": WANTED}
     [call] = read(tmp_path, {"messages": [USER], "choices": [{"message": message}]})

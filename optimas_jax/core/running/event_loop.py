@@ -232,7 +232,9 @@ async def _cancel_rest() -> None:
     for task in rest:
         task.cancel()
     if rest:
-        await asyncio.wait(rest, timeout=_END / 4)
+        ended, _ = await asyncio.wait(rest, timeout=_END / 4)
+        for task in ended:
+            _ = task.cancelled() or task.exception()  # marked as retrieved
 
 
 os.register_at_fork(after_in_child=_started.cache_clear)  # the thread stays behind

@@ -16,8 +16,8 @@ from optimas_jax.llm.accounts.prices import Price
 from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, ToolUse
 from optimas_jax.llm.clients.errors import Unknown, Unreadable, tokens_used
-from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig
-from optimas_jax.llm.forms.schemas import answered, is_closed
+from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig, settled
+from optimas_jax.llm.forms.schemas import is_closed
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.anthropic.com"
@@ -186,13 +186,14 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
         parts = [usage.get("input_tokens"), *(usage.get(name) or 0 for name in _CACHED)]
         prompt_tokens, completion_tokens, estimated = tokens_used(parts, usage.get("output_tokens"), request.most())
         reason = answer.get("stop_reason")
-        return Completion(
-            text=answered(request, text, calls),
+        completion = Completion(
+            text=text,
             outcome=_OUTCOMES.get(reason, Outcome.OK) if isinstance(reason, str) else Outcome.OK,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             reasoning="".join(str(block.get("thinking", "")) for kind, block in blocks if kind == "thinking"),
             estimated=estimated,
         )
+        return settled(request, completion, calls)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{type(error).__name__}: {error}; {str(answer)[:4000]}") from error

@@ -24,8 +24,8 @@ from optimas_jax.llm.accounts.prices import Price
 from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 from optimas_jax.llm.clients.errors import Refused, Unknown, Unreadable, tokens_used
-from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig, address
-from optimas_jax.llm.forms.schemas import answered, is_closed, subschemas
+from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig, address, settled
+from optimas_jax.llm.forms.schemas import is_closed, subschemas
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.openai.com/v1"
@@ -221,8 +221,8 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
         prompt_tokens, completion_tokens, estimated = tokens_used(
             [usage.get("prompt_tokens")], usage.get("completion_tokens"), request.most()
         )
-        return Completion(
-            text=refusal or answered(request, text, [(c["name"], _decoded(c.get("arguments"))) for c in calls]),
+        completion = Completion(
+            text=refusal or text,
             outcome=Outcome.REFUSED if refusal else _outcome(choice.get("finish_reason")),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
@@ -230,6 +230,7 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
             reasoning="\n".join(filter(None, (*reasoning_fields, reasoning))),
             estimated=estimated,
         )
+        return settled(request, completion, [(call["name"], _decoded(call.get("arguments"))) for call in calls])
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{type(error).__name__}: {error}; {str(answer)[:4000]}") from error
 

@@ -30,7 +30,7 @@ from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.errors import Refused, fault_of, read_json
 from optimas_jax.llm.clients.limits import Rate, limit_answers
 from optimas_jax.llm.forms.reasoning import separate
-from optimas_jax.llm.forms.schemas import told
+from optimas_jax.llm.forms.schemas import told, whole_reply
 from optimas_jax.llm.specs import KEYS
 
 T = TypeVar("T")
@@ -116,6 +116,9 @@ def origin() -> str:
     return secrets.token_hex(8)
 
 
+os.register_at_fork(after_in_child=origin.cache_clear)  # the child has no proxy
+
+
 class Remote:
     """Client of one provider, or of a server with its API. Safe for use from several threads and event loops.
 
@@ -142,7 +145,7 @@ class Remote:
         """
         self.config, self.server = config, Server(config.retries, say)
         self.url = address(provider, url, config)
-        self._marks = {} if self.url == url else {ORIGIN: origin()}
+        self._marks = {} if self.url.rstrip("/") == url else {ORIGIN: origin()}
         self._provider, self._prices, self._say = provider, prices, say
         self._lock = threading.Lock()
         self._rates: dict[str, tuple[Rate, Rate]] = {}
@@ -236,7 +239,7 @@ class Remote:
         self._check_answer(request, completion)
         price = price_of(request.model, self._prices)
         return dataclasses.replace(
-            _cut(separate(request, completion), request.stop),
+            completion,
             seconds=time.perf_counter() - started,
             usd=price.usd(completion.prompt_tokens, completion.completion_tokens) if price else 0.0,
         )
@@ -353,6 +356,16 @@ def _unsupported(error: Refused, body: Mapping[str, Any], limits: Sequence[str])
         return None
     named = [name for name in (*_OPTIONAL, *limits) if name in body and re.search(rf"\b{name}\b", message)]
     return named[0] if named else None
+
+
+def settled(request: CompletionRequest, completion: Completion, calls: Sequence[tuple[str, Any]]) -> Completion:
+    """An answer of an API without reasoning in its text, up to the first stop text, and with its calls of tools as
+    JSON. Where tools were offered it is JSON even without calls: its text is text, also if it quotes a call."""
+    completion = _cut(separate(request, completion), request.stop)
+    offered = bool(request.tools) and request.choice != "none" and completion.outcome in (Outcome.OK, Outcome.TRUNCATED)
+    if not calls and not (offered and completion.text):
+        return completion
+    return dataclasses.replace(completion, text=whole_reply(completion.text, calls))
 
 
 def _cut(completion: Completion, stops: tuple[str, ...]) -> Completion:

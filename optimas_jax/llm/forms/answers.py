@@ -21,7 +21,7 @@ from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool
 from optimas_jax.llm.forms.loose import NOTHING, loose_json, unfenced
-from optimas_jax.llm.forms.schemas import clean_schema, format_line, object_schema
+from optimas_jax.llm.forms.schemas import clean_schema, format_line, object_schema, told
 
 _LATEST = 20  # most JSON values of an answer that are tried, the last ones
 _MOST_PROBLEMS = 5  # most problems that a message names
@@ -251,9 +251,8 @@ def repaired(request: CompletionRequest, text: str, problem: str, schema: Mappin
         prompt_text = request.messages[0].content
         label = prompt_text.rsplit("\n", 1)[-1]
         return dataclasses.replace(request, messages=(Message("text", f"{prompt_text} {text}\n\n{again}\n\n{label}"),))
-    return dataclasses.replace(
-        request, messages=(*request.messages, Message("assistant", text), Message("user", again))
-    )
+    messages = (*request.messages, Message("assistant", text), Message("user", again))
+    return told(dataclasses.replace(request, messages=messages))  # tools are described: the answer is this JSON
 
 
 def _json_values(text: str, *, words: bool) -> Iterator[Any]:

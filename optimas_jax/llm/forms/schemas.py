@@ -127,16 +127,10 @@ def plain_turns(messages: Sequence[Message], *, results: bool = False) -> tuple[
 
 def native_reply(text: str, calls: Sequence[tuple[str, Any]]) -> str:
     """A reply in the fields of an API, as JSON; without calls the text alone."""
-    return _reply(text, calls) if calls else text
+    return whole_reply(text, calls) if calls else text
 
 
-def answered(request: CompletionRequest, text: str, calls: Sequence[tuple[str, Any]]) -> str:
-    """What an API answered in its own fields. Where it was offered tools, this is JSON even without calls: its text is
-    text, also if it quotes a call."""
-    offers = bool(request.tools) and request.choice != "none"
-    return _reply(text, calls) if calls or (offers and text.strip()) else text
-
-
-def _reply(text: str, calls: Sequence[tuple[str, Any]]) -> str:
+def whole_reply(text: str, calls: Sequence[tuple[str, Any]]) -> str:
+    """A text and calls as JSON."""
     data = [{"name": name, "arguments": thaw(arguments)} for name, arguments in calls]
     return json.dumps({"text": text, "calls": data}, ensure_ascii=False)

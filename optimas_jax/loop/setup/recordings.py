@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
@@ -97,7 +97,7 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
     for number, match in enumerate(matched):
         by_run.setdefault(match.call.run or f"#{number}", []).append(match)
     of_runs: list[tuple[Example | None, list[Matched]]] = []
-    for calls in itertools.chain.from_iterable(_by_example(calls, index) for calls in by_run.values()):
+    for calls in itertools.chain.from_iterable(_by_example(calls, index, train) for calls in by_run.values()):
         row = next((match.call.row for match in calls if match.call.row is not None), None)
         examples = index.find(texts_of(calls), row)
         if any(example.id not in train for example in examples):
@@ -110,20 +110,24 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
     return recordings
 
 
-def _by_example(calls: list[Matched], index: ExampleIndex) -> list[list[Matched]]:
-    """The calls of a run; if no example is common to those that read one, as in a session with several questions or
-    where two files count their runs alike, the calls of each example. A call that reads none follows the one before
-    it."""
+def _by_example(calls: list[Matched], index: ExampleIndex, train: Collection[str]) -> list[list[Matched]]:
+    """The calls of a run by example, where it is a session with several training questions, or two files count their
+    runs alike: no example is common to the calls that read one, and the first component is called for each. A call
+    that reads no example follows the one before it. Any other run is whole: it may quote other examples."""
+    if len({match.component for match in calls}) == len(calls):
+        return [calls]
     found = [index.find(texts_of([match]), match.call.row) for match in calls]
     read = [{example.id for example in examples} for examples in found if examples]
-    if not read or set.intersection(*read):
+    if not read or set.intersection(*read) or not set.union(*read) <= set(train):
         return [calls]
     parts: dict[str, list[Matched]] = {}
     name = next(examples[0].id for examples in found if examples)
     for match, examples in zip(calls, found, strict=True):
         name = examples[0].id if examples else name
         parts.setdefault(name, []).append(match)
-    return [*parts.values()]
+    first = calls[0].component
+    starts = all(any(match.component == first for match in part) for part in parts.values())
+    return [*parts.values()] if starts else [calls]
 
 
 def complete(
@@ -291,28 +295,29 @@ def _tell_scores(host: Host, replayed: Sequence[tuple[Trace, Sequence[Matched]]]
 def _on_scale(
     host: Host, of_runs: Sequence[tuple[Example | None, list[Matched]]], replayed: Mapping[int, _Replayed]
 ) -> list[tuple[Example | None, list[Matched]]]:
-    """The recorded runs without scores on another scale than the metric's, beside which they would be labels. Replayed
-    runs have the metric's own."""
-    known = [0.0, 1.0, *(replay.trace.score for replay in replayed.values())]
+    """The recorded runs without scores on another scale than the metric's, beside which they would be labels: all of a
+    file in which one is outside of 0 to 1 and of the scores of replayed runs. Replayed runs have the metric's own."""
+    judged = _judges(host.system)  # the scores of its replayed runs are recorded, too
+    known = [0.0, 1.0, *(replay.trace.score for replay in replayed.values() if not judged)]
     low, high = min(known), max(known)
-    off = [
-        match
-        for example, calls in of_runs
-        if id(calls) not in replayed
-        for match in calls
-        if match.call.score is not None and not low <= match.call.score <= high
-    ]
+    others = [match for _, calls in of_runs if id(calls) not in replayed for match in calls]
+    scored = [(_file(match), match.call.score) for match in others if match.call.score is not None]
+    off = {file: score for file, score in scored if not low <= score <= high}
     if not off:
         return [*of_runs]
     host.progress.line(
-        f"warning: {len(off)} recorded scores, such as {off[0].call.score:g}, are outside of {low:g} to {high:g}, "
-        "where the metric's are: these calls are used without a score"
+        f"warning: recorded scores of {', '.join(off)}, such as {next(iter(off.values())):g}, are outside of {low:g} "
+        f"to {high:g}, where the metric's are: {sum(file in off for file, _ in scored)} calls are used without a score"
     )
-    ids = {id(match) for match in off}
     return [
-        (example, calls if id(calls) in replayed else [_unscored(m) if id(m) in ids else m for m in calls])
+        (example, calls if id(calls) in replayed else [_unscored(m) if _file(m) in off else m for m in calls])
         for example, calls in of_runs
     ]
+
+
+def _file(match: Matched) -> str:
+    """Name of the file that a call comes from."""
+    return match.call.where.partition(",")[0]
 
 
 def _unscored(match: Matched) -> Matched:
