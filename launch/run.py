@@ -43,7 +43,7 @@ from ml_collections import config_flags
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig, parse_config
 from optimas_jax.loop.setup.completers import check_completers
-from optimas_jax.report.commands import DEFAULT_CONFIG, exit_code, parse_flags
+from optimas_jax.report.commands import DEFAULT_CONFIG, RESUMES, exit_code, parse_flags
 from optimas_jax.report.trackers.choose import with_trackers
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ _CLOSE_SECONDS = 20.0  # that the other processes have after an interrupt of the
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    return exit_code(start, kept="a plan keeps nothing" if _PLAN.value else "the same command resumes")
+    return exit_code(start, kept="a plan keeps nothing" if _PLAN.value else RESUMES)
 
 
 def start() -> int | None:

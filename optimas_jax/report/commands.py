@@ -18,6 +18,7 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.report.flag_errors import flag_message
 from optimas_jax.report.process import LEAVE_SECONDS, code_of, end_on_signals, end_with_parent, interrupt_on_terminate
 
+RESUMES = "the same command resumes"  # what an interrupt says of the work that was done
 DEFAULT_CONFIG = "configs/hotpotqa.py"
 
 
@@ -51,9 +52,7 @@ def parse_flags(flags: Any, argv: list[str], *, config: str = "") -> list[str]:
     sys.exit(1)
 
 
-def exit_code(
-    action: Callable[[], int | None], leave_seconds: float = LEAVE_SECONDS, kept: str = "the same command resumes"
-) -> int:
+def exit_code(action: Callable[[], int | None], leave_seconds: float = LEAVE_SECONDS, kept: str = RESUMES) -> int:
     """Runs a command: its own exit code or 0; 1 after an error, printed in one line with its notes, 130 after an
     interrupt and 143 after SIGTERM. Warnings for the user are one line, too, and no secret is in any line.
 

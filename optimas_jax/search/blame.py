@@ -22,7 +22,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 FAULT, BEHIND = 0.25, 0.5  # chosen on development seeds (docs/objectives.md)
 FEWEST = 8  # least number of calls in passing runs to judge a component
-_SAME = "no measure differs between calls"
 FAILED = -math.inf  # every measure of a call without outputs
 
 Measures = tuple[float, ...]  # of one call; low at a fault
@@ -78,11 +77,12 @@ def blame(run: Scores, passing: Mapping[str, Sequence[Measures]], behind: Mappin
         by_name[name] += level
     lowest = {name: min(each, default=None) for name, each in by_name.items()}
     judged = list(dict.fromkeys(name for name, _ in known))
-    if len(judged) < 2 or not any(level for _, level in known):
+    if len(judged) < 2:
         few = max((len(passing.get(name, ())) for name in lowest), default=0)
-        why = f"{few} calls in passing runs, and {FEWEST} are needed" if few < FEWEST else _SAME
-        why = "one component can be judged" if len(judged) == 1 else why
+        why = f"{few} calls in passing runs, and {FEWEST} are needed" if not judged else "one component can be judged"
         return Blame("", {}, lowest, f"too few to say: {why}")
+    if not any(level for _, level in known):
+        return Blame("", {}, lowest, "no measure differs between calls")
     logs = [_log_likelihood(index, known, behind) for index in range(len(known))]
     top = max(logs)
     of_calls: dict[str, list[float]] = {}

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optimas_jax.core.text.json_text import shown
+from optimas_jax.llm.forms.schemas import native_reply
 from optimas_jax.traces.records import (
     ASSISTANT,
     SYSTEM,
@@ -25,7 +26,6 @@ from optimas_jax.traces.records import (
     read_role,
     read_score,
     read_text,
-    reply_text,
     text_and_calls,
 )
 
@@ -133,6 +133,6 @@ def _answers(response: Mapping[str, Any], where: str) -> Iterator[str]:
             messages = [item for item in items if isinstance(item, Mapping) and item.get("type") != "reasoning"]
             read = [text_and_calls(message, where) for message in messages]
             calls = [call for _, of_message in read for call in of_message]
-            yield reply_text("\n".join(filter(None, (text for text, _ in read))), calls)
+            yield native_reply("\n".join(filter(None, (text for text, _ in read))), calls)
         case {"output": {**message}} | {"message": {**message}} if message:
             yield read_message(message, where)

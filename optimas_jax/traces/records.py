@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from optimas_jax.core.text.json_text import JsonError, parse_json, shown
 from optimas_jax.core.types import freeze, valid_text
+from optimas_jax.llm.forms.schemas import native_reply
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 _CALLS = ("tool_call", "tool_use")  # types of the parts of a message that are calls
@@ -117,17 +118,12 @@ def read_text(content: Any, where: str) -> str:
 
 def read_message(message: Mapping[str, Any], where: str) -> str:
     """The text of a message; with calls of tools the reply that ``llm.forms.tools`` reads."""
-    return reply_text(*text_and_calls(message, where))
+    return native_reply(*text_and_calls(message, where))
 
 
-def reply_text(text: str, calls: Sequence[Mapping[str, Any]]) -> str:
-    """A reply as one text, which ``traces.conversations`` reads."""
-    return json.dumps({"text": text, "calls": calls}, ensure_ascii=False) if calls else text
-
-
-def text_and_calls(message: Mapping[str, Any], where: str) -> tuple[str, list[dict[str, Any]]]:
-    """The text and the calls of tools of a message: in fields of its own, as parts of its content, or an item that is
-    a call itself."""
+def text_and_calls(message: Mapping[str, Any], where: str) -> tuple[str, list[tuple[str, Any]]]:
+    """The text and the calls of tools (name, arguments) of a message: in fields of its own, as parts of its content, or
+    an item that is a call itself."""
     content = message.get("parts", message.get("content", message.get("output")))
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
@@ -141,7 +137,7 @@ def text_and_calls(message: Mapping[str, Any], where: str) -> tuple[str, list[di
     return read_text(content, where), [_tool_call(call, where) for call in calls]
 
 
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
+def _tool_call(call: Any, where: str) -> tuple[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         raise TraceError(f"{where}: a call of a tool is {shown(call)}, expected an object")
@@ -151,7 +147,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
             arguments = parse_json(arguments, mend=True)
         except JsonError:  # models write such arguments, too
             arguments = {}
-    return {"name": first_text(function, "name"), "arguments": arguments or {}}
+    return first_text(function, "name"), arguments or {}
 
 
 def _part(part: Any, where: str) -> str:

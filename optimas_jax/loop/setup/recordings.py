@@ -13,8 +13,7 @@ import collections
 import dataclasses
 import functools
 import inspect
-import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
@@ -97,37 +96,43 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
     for number, match in enumerate(matched):
         by_run.setdefault(match.call.run or f"#{number}", []).append(match)
     of_runs: list[tuple[Example | None, list[Matched]]] = []
-    for calls in itertools.chain.from_iterable(_by_example(calls, index, train) for calls in by_run.values()):
-        row = next((match.call.row for match in calls if match.call.row is not None), None)
-        examples = index.find(texts_of(calls), row)
+    for calls in by_run.values():
+        rows = {digest(match.call.row): match.call.row for match in calls if match.call.row is not None}
+        examples = index.find(texts_of(calls), next(iter(rows.values())) if len(rows) == 1 else None)
         if any(example.id not in train for example in examples):
             left_out["of a validation, confirmation or test example"] += len(calls)
-        else:
+        elif len(examples) < 2:
             of_runs.append((examples[0] if examples else None, calls))
+        else:
+            of_runs += _by_example(calls, examples[0], index)
     recordings = _recordings(host, of_runs, left_out)
     _tell(host, files, sum(len(calls) for _, calls in of_runs), left_out, recordings)
     write_traces(host.folder, files, left_out, recordings.demos)
     return recordings
 
 
-def _by_example(calls: list[Matched], index: ExampleIndex, train: Collection[str]) -> list[list[Matched]]:
-    """The calls of a run by example, where it is a session with several training questions, or two files count their
-    runs alike: no example is common to the calls that read one, and the first component is called for each. A call
-    that reads no example follows the one before it. Any other run is whole: it may quote other examples."""
+def _by_example(
+    calls: list[Matched], longest: Example, index: ExampleIndex
+) -> list[tuple[Example | None, list[Matched]]]:
+    """The calls of a run that reads several training examples, by example, where it is a session with several
+    questions, or two files count their runs alike: no example is common to the calls that read one, and the first
+    component is called for each. A call that reads no example follows the one before it. Any other run is one of its
+    ``longest`` example: it may quote others."""
+    whole: list[tuple[Example | None, list[Matched]]] = [(longest, calls)]
     if len({match.component for match in calls}) == len(calls):
-        return [calls]
+        return whole
     found = [index.find(texts_of([match]), match.call.row) for match in calls]
     read = [{example.id for example in examples} for examples in found if examples]
-    if not read or set.intersection(*read) or not set.union(*read) <= set(train):
-        return [calls]
-    parts: dict[str, list[Matched]] = {}
-    name = next(examples[0].id for examples in found if examples)
+    if not read or set.intersection(*read):
+        return whole
+    parts: dict[str, tuple[Example | None, list[Matched]]] = {}
+    example = next(examples[0] for examples in found if examples)
     for match, examples in zip(calls, found, strict=True):
-        name = examples[0].id if examples else name
-        parts.setdefault(name, []).append(match)
+        example = examples[0] if examples else example
+        parts.setdefault(example.id, (example, []))[1].append(match)
     first = calls[0].component
-    starts = all(any(match.component == first for match in part) for part in parts.values())
-    return [*parts.values()] if starts else [calls]
+    starts = all(any(match.component == first for match in part) for _, part in parts.values())
+    return [*parts.values()] if starts else whole
 
 
 def complete(
